@@ -1,0 +1,24 @@
+# Both main commands set themselves up: nothing but Python 3.10 or newer and a package index is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+.PHONY: test check demo clean
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: $(VENV)/.ready
+	$(BIN)/spotrun demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-out

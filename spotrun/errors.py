@@ -1,0 +1,75 @@
+"""Every error that spotrun raises on purpose.
+
+    SpotrunError                    exit code
+    ├── UsageError                      2   a flag, an environment variable or an argument is wrong
+    ├── EtcdError                       3
+    │   ├── EtcdUnavailable             3   no endpoint answered in time
+    │   ├── EtcdRefused                 3   etcd answered: no (authentication, TLS, wrong server, quota)
+    │   ├── Compacted                   3   a watch asked for a revision that etcd no longer has
+    │   └── LeaseLost                   3   etcd says that the lease is gone
+    ├── JobRefused                      4   the job exists and does not take this node
+    ├── CheckpointError                 5   a checkpoint could not be written, found or trusted
+    └── DataError                       2   a dataset or batch setting that cannot give exact data
+
+A message is one sentence for people: what is wrong, which value, what to do. The command line prints it alone, without
+a traceback, and exits with `exit_code`. Other exit codes: 0 done, 1 a worker failed (as torchrun), 128 + N stopped by
+signal N, and for a drained node the value of --drain-exit-code.
+"""
+
+from __future__ import annotations
+
+
+class SpotrunError(Exception):
+    """The base of every error here; raised itself by nothing."""
+
+    exit_code = 1
+
+
+class UsageError(SpotrunError):
+    """Raised while flags, environment and configuration are read; correct the value that the message names."""
+
+    exit_code = 2
+
+
+class EtcdError(SpotrunError):
+    """The base of what `spotrun.rendezvous.etcd` raises."""
+
+    exit_code = 3
+
+
+class EtcdUnavailable(EtcdError):
+    """Raised by every EtcdClient call when no endpoint answered within the deadline; a write may have happened."""
+
+
+class EtcdRefused(EtcdError):
+    """Raised by every EtcdClient call that etcd answered with a refusal; trying again does not help."""
+
+
+class Compacted(EtcdError):
+    """Reported by a watch whose start revision was compacted away; read the keys again and watch from there."""
+
+    def __init__(self, message: str, revision: int) -> None:
+        super().__init__(message)
+        self.revision = revision
+
+
+class LeaseLost(EtcdError):
+    """Raised or reported when etcd says that a lease has expired or was revoked; the node must join anew."""
+
+
+class JobRefused(SpotrunError):
+    """Raised on joining a job that has ended, has other settings, or already has a node of that name."""
+
+    exit_code = 4
+
+
+class CheckpointError(SpotrunError):
+    """Raised by saving, listing, verifying and loading checkpoints; the message names the file and the fault."""
+
+    exit_code = 5
+
+
+class DataError(SpotrunError):
+    """Raised by `Job.batches` and the samplers when the settings cannot give exact data."""
+
+    exit_code = 2

@@ -1,0 +1,79 @@
+"""Every test leaves nothing behind: no process, /dev/shm segment or temporary file. The session fixture checks it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.waiting import until
+
+PR_SET_CHILD_SUBREAPER = 36
+GONE_S = 10.0  # a process that was told to die gets this long
+
+
+def _reap() -> None:
+    """Take the exit status of orphans that came to us; subprocess keeps its own."""
+    for child in psutil.Process().children():
+        try:
+            if child.status() == psutil.STATUS_ZOMBIE and child.pid in _orphans():
+                os.waitpid(child.pid, os.WNOHANG)
+        except (psutil.NoSuchProcess, ChildProcessError):
+            continue
+
+
+def _orphans() -> set[int]:
+    import subprocess
+
+    kept = {process.pid for process in getattr(subprocess, "_active", [])}
+    return {child.pid for child in psutil.Process().children()} - kept
+
+
+def _living() -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if child.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    # Orphans come to this process instead of to PID 1, so that none is overlooked and none stays a zombie where PID 1
+    # does not reap.
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    scratch = tmp_path_factory.mktemp("tmp")
+    old, tempfile.tempdir = tempfile.tempdir, str(scratch)
+    os.environ["TMPDIR"] = str(scratch)
+    shm = set(Path("/dev/shm").iterdir())
+    yield
+    until("the tests' processes are gone", lambda: not _living(), GONE_S, detail=lambda: str(_living()))
+    _reap()
+    left = {path.name for path in set(Path("/dev/shm").iterdir()) - shm}
+    assert not left, f"left in /dev/shm: {left}"
+    files = [str(path.relative_to(scratch)) for path in scratch.rglob("*")]
+    assert not files, f"left in the temporary directory: {files}"
+    tempfile.tempdir = old
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """Names the very test that left a process."""
+    before = {process.pid for process in _living()}
+    yield
+    end = time.monotonic() + GONE_S
+    while (left := [p for p in _living() if p.pid not in before]) and time.monotonic() < end:
+        time.sleep(0.02)
+    _reap()
+    for process in left:  # so that the tests after this one start clean
+        process.kill()
+    assert not left, f"processes left behind: {left}"
