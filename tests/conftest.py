@@ -18,23 +18,6 @@ PR_SET_CHILD_SUBREAPER = 36
 GONE_S = 10.0  # a process that was told to die gets this long
 
 
-def _reap() -> None:
-    """Take the exit status of orphans that came to us; subprocess keeps its own."""
-    for child in psutil.Process().children():
-        try:
-            if child.status() == psutil.STATUS_ZOMBIE and child.pid in _orphans():
-                os.waitpid(child.pid, os.WNOHANG)
-        except (psutil.NoSuchProcess, ChildProcessError):
-            continue
-
-
-def _orphans() -> set[int]:
-    import subprocess
-
-    kept = {process.pid for process in getattr(subprocess, "_active", [])}
-    return {child.pid for child in psutil.Process().children()} - kept
-
-
 def _living() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children(recursive=True):
@@ -57,7 +40,6 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     shm = set(Path("/dev/shm").iterdir())
     yield
     until("the tests' processes are gone", lambda: not _living(), GONE_S, detail=lambda: str(_living()))
-    _reap()
     left = {path.name for path in set(Path("/dev/shm").iterdir()) - shm}
     assert not left, f"left in /dev/shm: {left}"
     files = [str(path.relative_to(scratch)) for path in scratch.rglob("*")]
@@ -73,7 +55,6 @@ def no_process_left() -> Iterator[None]:
     end = time.monotonic() + GONE_S
     while (left := [p for p in _living() if p.pid not in before]) and time.monotonic() < end:
         time.sleep(0.02)
-    _reap()
     for process in left:  # so that the tests after this one start clean
         process.kill()
     assert not left, f"processes left behind: {left}"
