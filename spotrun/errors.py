@@ -6,7 +6,8 @@
     │   ├── EtcdUnavailable             3   no endpoint answered in time
     │   ├── EtcdRefused                 3   etcd answered: no (authentication, TLS, wrong server, quota)
     │   ├── Compacted                   3   a watch asked for a revision that etcd no longer has
-    │   └── LeaseLost                   3   etcd says that the lease is gone
+    │   ├── LeaseLost                   3   etcd says that the lease is gone
+    │   └── BadRecord                   3   what lies in etcd is not a record of this protocol
     ├── JobRefused                      4   the job exists and does not take this node
     ├── CheckpointError                 5   a checkpoint could not be written, found or trusted
     └── DataError                       2   a dataset or batch setting that cannot give exact data
@@ -55,6 +56,10 @@ class Compacted(EtcdError):
 
 class LeaseLost(EtcdError):
     """Raised or reported when etcd says that a lease has expired or was revoked; the node must join anew."""
+
+
+class BadRecord(EtcdError):
+    """Raised by `spotrun.rendezvous.state.decode` on a value that is not what its key promises."""
 
 
 class JobRefused(SpotrunError):

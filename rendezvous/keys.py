@@ -1,0 +1,90 @@
+"""The only place that knows how a key is spelt. Everything of one job lies under /spotrun/<run_id>/."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from spotrun.errors import UsageError
+
+_RUN_ID = re.compile(r"[^/\x00-\x20\x7f]{1,200}")
+_NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def check_run_id(run_id: str) -> str:
+    """`run_id` itself; raises UsageError where it cannot be part of a key."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise UsageError(
+            f"The run id {run_id[:80]!r} cannot be used: give --rdzv-id 1 to 200 characters without slash or white space."
+        )
+    return run_id
+
+
+def is_node_id(name: str) -> bool:
+    return _NODE_ID.fullmatch(name) is not None
+
+
+def check_node_id(node_id: str) -> str:
+    """`node_id` itself; raises UsageError where it cannot be part of a key."""
+    if not is_node_id(node_id):
+        raise UsageError(
+            f"The node id {node_id[:80]!r} cannot be used: give --node-id letters, digits, '.', '_' or '-', 128 at most."
+        )
+    return node_id
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one job."""
+
+    run_id: str
+
+    @property
+    def root(self) -> str:
+        return f"/spotrun/{self.run_id}/"
+
+    @property
+    def job(self) -> str:
+        return self.root + "job"
+
+    @property
+    def round(self) -> str:
+        return self.root + "round"
+
+    @property
+    def outcome(self) -> str:
+        return self.root + "outcome"
+
+    @property
+    def nodes(self) -> str:
+        return self.root + "nodes/"
+
+    @property
+    def reports(self) -> str:
+        return self.root + "reports/"
+
+    @property
+    def drains(self) -> str:
+        return self.root + "drains/"
+
+    @property
+    def progress(self) -> str:
+        return self.root + "progress/"
+
+    @property
+    def checkpoints(self) -> str:
+        return self.root + "checkpoints/"
+
+    def node(self, node_id: str) -> str:
+        return self.nodes + node_id
+
+    def report(self, node_id: str) -> str:
+        return self.reports + node_id
+
+    def drain(self, node_id: str) -> str:
+        return self.drains + node_id
+
+    @staticmethod
+    def name(key: str) -> str:
+        """The last part of a key: the node id under nodes/, reports/ and drains/."""
+        return key.rpartition("/")[2]

@@ -1,0 +1,187 @@
+"""What is written to etcd: frozen records, and their JSON form with a version.
+
+Whatever comes out of etcd may have been written by anyone: `decode` checks every type and size and raises BadRecord.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from spotrun.errors import BadRecord
+
+PROTOCOL = 1
+MAX_BYTES = 1 << 20  # etcd's own limit for a request is 1.5 MiB
+MAX_TEXT = 16_384
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What all nodes must agree on. Nodes may differ in nproc, as with torchrun: the round record holds each one's."""
+
+    min_nodes: int
+    max_nodes: int
+    max_restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node that is alive; written under its lease, so that its key goes when the node does."""
+
+    node_id: str
+    incarnation: str  # a nonce for each start: tells a node that came back from the one that went
+    address: str
+    agent_port: int  # held open while the agent lives: refused means dead
+    store_port: int  # listening, never used before: the store of the next round, should this node become rank 0
+    nproc: int
+    last_round: int = 0  # the newest round it has seen, so that numbers go on rising after etcd has lost its data
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    node_id: str
+    incarnation: str
+    nproc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Who trains together. Members stand in rank order."""
+
+    number: int
+    members: tuple[Member, ...]
+    store_address: str
+    store_port: int
+    kind: str  # start, lost, drained, joined, failed or rejoined: why the round was formed
+    reason: str
+    restarts: int  # worker failures charged to the job so far
+    formed_by: str  # incarnation of the coordinator
+
+    def index(self, node_id: str, incarnation: str) -> int | None:
+        """The group rank of that node, or None where it is not in this round."""
+        for rank, member in enumerate(self.members):
+            if member.node_id == node_id and member.incarnation == incarnation:
+                return rank
+        return None
+
+    def first_rank(self, group_rank: int) -> int:
+        """The global rank of the first worker of the node with that group rank."""
+        return sum(member.nproc for member in self.members[:group_rank])
+
+    @property
+    def world_size(self) -> int:
+        return sum(member.nproc for member in self.members)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One worker that failed."""
+
+    rank: int
+    exit_code: int
+    message: str
+    address: str
+    peer_loss: bool  # what it says is that another rank went away
+    error_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a node says of its workers in a round: failed, succeeded, or rejoin (it asks for a new round)."""
+
+    node_id: str
+    incarnation: str
+    round: int
+    kind: str
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """A node that is to leave. `seconds_left` counts from the writing, by the writer's clock."""
+
+    node_id: str
+    seconds_left: float
+    source: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the job ended."""
+
+    state: str  # succeeded, failed or stopped
+    reason: str
+    node_id: str
+    failures: tuple[Failure, ...] = ()
+
+
+def encode(record: Any) -> bytes:
+    """The JSON form of a record of this module."""
+    return json.dumps({"v": PROTOCOL, **dataclasses.asdict(record)}, separators=(",", ":")).encode()
+
+
+@functools.lru_cache(maxsize=256)
+def decode(kind: type[R], value: bytes) -> R:
+    """The record of class `kind` that `value` holds; raises BadRecord where it does not."""
+    if len(value) > MAX_BYTES:
+        raise BadRecord(f"A {kind.__name__} record of {len(value)} bytes is larger than {MAX_BYTES}.")
+    try:
+        data = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(f"A {kind.__name__} record is not JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("v") != PROTOCOL:
+        version = data.get("v") if isinstance(data, dict) else None
+        raise BadRecord(
+            f"A {kind.__name__} record has protocol version {version!r:.40}, this spotrun speaks {PROTOCOL}: "
+            "run the same spotrun on every node."
+        )
+    del data["v"]
+    return typing.cast(R, _build(kind, data, kind.__name__))
+
+
+@functools.lru_cache(maxsize=64)
+def _shape(kind: type[Any]) -> tuple[dict[str, Any], frozenset[str]]:
+    hints = typing.get_type_hints(kind)
+    needed = {
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    return hints, frozenset(needed)
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """`value`, as JSON gives it, as an instance of the annotation `kind`."""
+    if dataclasses.is_dataclass(kind):
+        hints, needed = _shape(typing.cast(type[Any], kind))
+        if not isinstance(value, dict) or not needed <= value.keys():
+            raise BadRecord(f"{where} lacks fields.")
+        # Unknown fields are let through, so that a newer peer of the same protocol may add some.
+        return kind(**{name: _build(hints[name], v, f"{where}.{name}") for name, v in value.items() if name in hints})
+    origin = typing.get_origin(kind)
+    if origin is tuple and isinstance(value, list):
+        inner = typing.get_args(kind)[0]
+        return tuple(_build(inner, item, f"{where}[]") for item in value)
+    if origin is dict and isinstance(value, dict):
+        if not all(isinstance(k, str) and isinstance(v, str) for k, v in value.items()):
+            raise BadRecord(f"{where} is not a mapping of text to text.")
+        return dict(value)
+    if origin is types.UnionType:
+        return None if value is None else _build(typing.get_args(kind)[0], value, where)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62:
+        return value
+    if (kind is str and isinstance(value, str) and len(value) <= MAX_TEXT) or (
+        kind is bool and isinstance(value, bool)
+    ):
+        return value
+    raise BadRecord(f"{where} is {str(value)[:60]!r}, not {getattr(kind, '__name__', kind)}.")
