@@ -15,7 +15,7 @@ def check_run_id(run_id: str) -> str:
     """`run_id` itself; raises UsageError where it cannot be part of a key."""
     if not _RUN_ID.fullmatch(run_id):
         raise UsageError(
-            f"The run id {run_id[:80]!r} cannot be used: give --rdzv-id 1 to 200 characters without slash or white space."
+            f"The run id {run_id[:80]!r} cannot be used: --rdzv-id takes 1 to 200 characters, no slash or space."
         )
     return run_id
 
@@ -28,7 +28,7 @@ def check_node_id(node_id: str) -> str:
     """`node_id` itself; raises UsageError where it cannot be part of a key."""
     if not is_node_id(node_id):
         raise UsageError(
-            f"The node id {node_id[:80]!r} cannot be used: give --node-id letters, digits, '.', '_' or '-', 128 at most."
+            f"The node id {node_id[:80]!r} cannot be used: --node-id takes up to 128 letters, digits, dots, _ or -."
         )
     return node_id
 

@@ -148,7 +148,7 @@ def decode(kind: type[R], value: bytes) -> R:
 
 
 @functools.lru_cache(maxsize=64)
-def _shape(kind: type[Any]) -> tuple[dict[str, Any], frozenset[str]]:
+def _shape(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
     hints = typing.get_type_hints(kind)
     needed = {
         f.name
@@ -160,8 +160,8 @@ def _shape(kind: type[Any]) -> tuple[dict[str, Any], frozenset[str]]:
 
 def _build(kind: Any, value: Any, where: str) -> Any:
     """`value`, as JSON gives it, as an instance of the annotation `kind`."""
-    if dataclasses.is_dataclass(kind):
-        hints, needed = _shape(typing.cast(type[Any], kind))
+    if hasattr(kind, "__dataclass_fields__"):
+        hints, needed = _shape(kind)
         if not isinstance(value, dict) or not needed <= value.keys():
             raise BadRecord(f"{where} lacks fields.")
         # Unknown fields are let through, so that a newer peer of the same protocol may add some.

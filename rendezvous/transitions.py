@@ -1,0 +1,210 @@
+"""What the coordinator does next: a pure function of what it knows and the clock.
+
+The rules (the reason of each stands at its branch):
+
+1. First round: at least min nodes, then as soon as max are there, or nobody has joined for the join window.
+2. All members succeeded: the job has.
+3. A member lost or drained: a new round without it at once (a short window makes one round of several losses), or after
+   up to `replace_wait_s` for a replacement. Below min the job waits, for as long as it takes.
+4. A worker failed: a new round, charged to the job once, unless a member turns out to be lost: then rule 3 alone.
+5. Joiners while training runs are gathered for the grow window, up to max; more than max wait as spares.
+
+Survivors keep their rank order and newcomers follow in the order of their arrival. Times are seconds on the
+coordinator's own monotonic clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from spotrun.rendezvous.settings import STORM_S, STORM_WINDOW_S, Settings
+from spotrun.rendezvous.state import Failure, Job, Member, Node, Outcome, Report, Round
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A node whose key exists, in the order of the keys' creation."""
+
+    node: Node
+    joined_s: float
+
+    @property
+    def member(self) -> Member:
+        return Member(self.node.node_id, self.node.incarnation, self.node.nproc)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that the coordinator knows."""
+
+    job: Job
+    live: tuple[Live, ...]
+    round: Round | None = None
+    reports: tuple[tuple[Report, float], ...] = ()  # with the time each was seen, in etcd's order
+    draining: frozenset[str] = frozenset()  # node ids
+    suspects: frozenset[str] = frozenset()  # node ids whose agent closed its connection, not confirmed either way
+    lost_s: float | None = None  # when a member was last seen to go
+    formed_for_loss_s: tuple[float, ...] = ()  # when this coordinator formed rounds for losses
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Write this round (its `formed_by` is the writer's to fill)."""
+
+    round: Round
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do until `until_s`, or until something happens. `why` is for people; empty when all is well."""
+
+    until_s: float | None = None
+    why: str = ""
+
+
+Decision: TypeAlias = Form | End | Wait
+
+
+def decide(view: View, settings: Settings, now_s: float, coordinator: str) -> Decision:
+    """The next step of the job; `coordinator` is the incarnation of the one that asks."""
+    able = [live for live in view.live if live.node.node_id not in view.draining]
+    if view.round is None:
+        return _start(view, able, settings, now_s, coordinator)
+    current = view.round
+    reports = [(report, seen_s) for report, seen_s in view.reports if _of_round(report, current)]
+    succeeded = {report.node_id for report, _ in reports if report.kind == "succeeded"}
+    if all(member.node_id in succeeded for member in current.members):
+        return End(Outcome("succeeded", "all workers finished", ""))
+
+    here = {live.member for live in able}
+    staying = [member for member in current.members if member in here]
+    gone = [member for member in current.members if member not in here and member.node_id not in succeeded]
+    joiners = [live for live in able if live.member not in current.members]
+    room = view.job.max_nodes - len(staying)
+    if gone and not staying:
+        return _start(view, able, settings, now_s, coordinator)  # nobody is left: as at the beginning
+    if gone:
+        return _replace(view, staying, gone, joiners[: max(room, 0)], settings, now_s, coordinator)
+
+    failed = [(report, seen_s) for report, seen_s in reports if report.kind == "failed"]
+    if failed:
+        return _blame(view, staying, joiners[: max(room, 0)], failed, settings, now_s, coordinator)
+    rejoining = [seen_s for report, seen_s in reports if report.kind == "rejoin"]
+    if rejoining:
+        until_s = rejoining[0] + settings.loss_window_s
+        if now_s < until_s:
+            return Wait(until_s)
+        return _form(view, staying + _members(joiners[:room]), "rejoined", "a node asked for a new round", coordinator)
+    # A job that is about to end does not start over for a newcomer.
+    if joiners and room > 0 and not succeeded:
+        until_s = max(live.joined_s for live in joiners) + settings.grow_window_s
+        if now_s < until_s and len(joiners) < room:
+            return Wait(until_s)
+        new = joiners[:room]
+        return _form(view, staying + _members(new), "joined", f"{_names(_members(new))} joined", coordinator)
+    return Wait()
+
+
+def root_cause(reports: list[Report]) -> tuple[Failure, ...]:
+    """The failures of all reports, in etcd's order, those that only tell of another rank's end after the others.
+
+    Only order within etcd is used: the wall clocks of two hosts are not comparable.
+    """
+    failures = [failure for report in reports for failure in report.failures]
+    return tuple(sorted(failures, key=lambda failure: failure.peer_loss))
+
+
+def _of_round(report: Report, current: Round) -> bool:
+    return report.round == current.number and current.index(report.node_id, report.incarnation) is not None
+
+
+def _start(view: View, able: list[Live], settings: Settings, now_s: float, coordinator: str) -> Decision:
+    need = view.job.min_nodes
+    if len(able) < need:
+        return Wait(why=f"waiting for nodes: {len(able)} of at least {need} are here")
+    until_s = max(live.joined_s for live in able) + settings.join_window_s
+    if len(able) < view.job.max_nodes and now_s < until_s:
+        return Wait(until_s)
+    members = _members(able[: view.job.max_nodes])
+    return _form(view, members, "start", f"{len(members)} nodes are here", coordinator)
+
+
+def _replace(
+    view: View,
+    staying: list[Member],
+    gone: list[Member],
+    joiners: list[Live],
+    settings: Settings,
+    now_s: float,
+    coordinator: str,
+) -> Decision:
+    assert view.round is not None
+    drained = {member.node_id for member in gone} <= view.draining
+    members = staying + _members(joiners)
+    since_s = view.lost_s if view.lost_s is not None else now_s
+    storm = sum(1 for formed_s in view.formed_for_loss_s if now_s - formed_s < STORM_S)
+    until_s = since_s + min(settings.loss_window_s * 2**storm, STORM_WINDOW_S)
+    if now_s < until_s:
+        return Wait(until_s)
+    what = f"{_names(gone)} {'left' if drained else 'lost'}"
+    if len(members) < view.job.min_nodes:
+        return Wait(why=f"{what}; waiting for nodes: {len(members)} of at least {view.job.min_nodes} are here")
+    until_s = since_s + settings.replace_wait_s
+    if len(members) < len(view.round.members) and now_s < until_s:
+        return Wait(until_s, why=f"{what}; waiting up to {until_s - now_s:.0f} s for a replacement")
+    return _form(view, members, "drained" if drained else "lost", what, coordinator)
+
+
+def _blame(
+    view: View,
+    staying: list[Member],
+    joiners: list[Live],
+    failed: list[tuple[Report, float]],
+    settings: Settings,
+    now_s: float,
+    coordinator: str,
+) -> Decision:
+    """A worker failed and no member is known to be lost. Is it its own fault?"""
+    assert view.round is not None
+    first_s = failed[0][1]
+    causes = root_cause([report for report, _ in failed])
+    # Where an agent has closed its connection, or all failures only tell of a peer that went away, a node is probably
+    # on its way out: its lease tells within this time.
+    peers_only = all(failure.peer_loss for failure in causes)
+    suspected = any(member.node_id in view.suspects for member in view.round.members)
+    until_s = first_s + (settings.silent_s if peers_only or suspected else settings.blame_window_s)
+    if now_s < until_s:
+        return Wait(until_s)
+    cause = causes[0] if causes else Failure(-1, 1, "", "", False)
+    what = f"rank {cause.rank} failed on {cause.address} (exit code {cause.exit_code})"
+    if view.round.restarts >= view.job.max_restarts:
+        return End(Outcome("failed", what, failed[0][0].node_id, causes[:8]))
+    return _form(view, staying + _members(joiners), "failed", what, coordinator, charged=1)
+
+
+def _form(view: View, members: list[Member], kind: str, reason: str, coordinator: str, *, charged: int = 0) -> Decision:
+    nodes = {live.node.node_id: live.node for live in view.live}
+    host = nodes[members[0].node_id]
+    last = view.round
+    if last is not None and (host.address, host.store_port) == (last.store_address, last.store_port):
+        return Wait()  # its agent is about to announce a fresh store
+    number = max([live.node.last_round for live in view.live] + [last.number if last else 0]) + 1
+    restarts = (last.restarts if last else 0) + charged
+    return Form(
+        Round(number, tuple(members), host.address, host.store_port, kind, reason, restarts, coordinator),
+    )
+
+
+def _members(live: list[Live]) -> list[Member]:
+    return [item.member for item in live]
+
+
+def _names(members: list[Member]) -> str:
+    shown = ", ".join(member.node_id for member in members[:4])
+    return shown if len(members) <= 4 else f"{shown} and {len(members) - 4} more"
