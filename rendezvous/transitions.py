@@ -147,7 +147,7 @@ def _replace(
     assert view.round is not None
     drained = {member.node_id for member in gone} <= view.draining
     members = staying + _members(joiners)
-    since_s = view.lost_s if view.lost_s is not None else now_s
+    since_s = view.lost_s if view.lost_s is not None else float("-inf")
     storm = sum(1 for formed_s in view.formed_for_loss_s if now_s - formed_s < STORM_S)
     until_s = since_s + min(settings.loss_window_s * 2**storm, STORM_WINDOW_S)
     if now_s < until_s:

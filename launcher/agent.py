@@ -1,0 +1,280 @@
+"""The agent: TorchElastic's LocalElasticAgent with one event loop in place of its polling.
+
+It sleeps until something happens - the rendezvous changed, a worker ended, a signal came - then asks `decide` what to
+do and does it. Membership changes are not failures and never use up --max-restarts; a worker's own failure is charged
+once to the whole job, by the coordinator.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import signal
+import time
+from string import Template
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import LogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.utils.api import macros
+
+from spotrun import events
+from spotrun.errors import JobRefused, SpotrunError
+from spotrun.launcher.decide import Action, Situation, decide
+from spotrun.launcher.environment import Place, worker_environment
+from spotrun.launcher.failures import process_failures, record
+from spotrun.launcher.wakeup import Wakeup
+from spotrun.launcher.workers import Workers
+from spotrun.rendezvous.handler import EtcdRendezvousHandler
+from spotrun.rendezvous.state import Drain, Report, Round
+
+logger = logging.getLogger("spotrun")
+
+ABORT_GRACE_S = 1.0  # between SIGTERM and SIGKILL where the round is over anyway; no handler can still use a collective
+
+
+class Drained(SpotrunError):
+    """Raised by `SpotAgent.run` when this node has left the job as it was told to; not a failure."""
+
+    def __init__(self, message: str, signum: signal.Signals | None) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+class SpotAgent(LocalElasticAgent):
+    """One agent a node. `workers` must have been made before any grpc channel or thread (see launch.py)."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        logs_specs: LogsSpecs,
+        workers: Workers,
+        wakeup: Wakeup,
+        handler: EtcdRendezvousHandler,
+        *,
+        start_method: str,
+        log_line_prefix_template: str | None,
+        shutdown_timeout: int,
+    ) -> None:
+        super().__init__(
+            spec,
+            logs_specs,
+            start_method,
+            log_line_prefix_template=log_line_prefix_template,
+            shutdown_timeout=shutdown_timeout,
+        )
+        self._workers = workers
+        self._wakeup = wakeup
+        self._handler = handler
+        self._membership = handler.membership
+        self._round: Round | None = None
+        self._started_as = ""
+        self._started_s = 0.0
+        self._reported = False
+        self._told = False
+        self._signal: signal.Signals | None = None
+        self._signals = 0
+        self._failures: dict[int, ProcessFailure] = {}
+
+    # -- the loop
+
+    def _invoke_run(self, role: str = "") -> RunResult:
+        self._handler.start()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wakeup, selectors.EVENT_READ)
+            selector.register(self._workers, selectors.EVENT_READ)
+            while True:
+                while (action := decide(self._situation())) is not Action.WAIT:
+                    if action is Action.FINISH:
+                        return self._finish()
+                    self._apply(action)
+                selector.select()
+                for signum in self._wakeup.take():
+                    self._take_signal(signum)
+
+    def _situation(self) -> Situation:
+        status = self._workers.poll()
+        if status.state == "failed":
+            self._keep(status.failures)
+        return Situation(
+            standing=self._membership.standing(),
+            workers=status.state,
+            started_round=self._round.number if self._round else 0,
+            started_as=self._started_as,
+            reported=self._reported,
+            told=self._told,
+            leaving=self._signal is not None or self._is_drained(),
+        )
+
+    def _apply(self, action: Action) -> None:
+        if action is Action.START:
+            self._initialize_workers(self._worker_group)
+        elif action is Action.ABORT:
+            self._stop(signal.SIGTERM, ABORT_GRACE_S, "its round is over")
+        elif action is Action.STOP:
+            self._stop(self._signal or signal.SIGTERM, float(self._shutdown_timeout), "this node ends")
+        elif action is Action.REPORT:
+            self._report()
+        elif action is Action.TELL:
+            self._tell()
+        elif action is Action.LEAVE:
+            raise Drained(self._why_left(), self._signal)
+        elif action is Action.REFUSED:
+            refused = self._membership.standing().refused
+            assert refused is not None
+            raise refused
+
+    def _take_signal(self, signum: signal.Signals) -> None:
+        self._signals += 1
+        if self._signals > 1:  # whoever asks twice means it
+            self._workers.stop(signal.SIGKILL, 0.0)
+            return
+        self._signal = signum
+        events.emit("signal", f"{signum.name}: this node leaves", signal=signum.name, level=logging.WARNING)
+
+    def _is_drained(self) -> bool:
+        return self._membership.standing().node_id in self._membership.standing().drains
+
+    def _why_left(self) -> str:
+        if self._signal is not None:
+            return f"This node left the job: {self._signal.name}."
+        drain = self._membership.standing().drains.get(self._membership.standing().node_id)
+        return f"This node left the job: {drain.source if drain else 'drained'}."
+
+    # -- what the actions do
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        """Take this node's place in the present round; nothing is exchanged, the record says it all."""
+        standing = self._membership.standing()
+        current, group_rank = standing.round, standing.group_rank
+        assert current is not None and group_rank is not None
+        if group_rank == 0:
+            _, port = self._handler.stores.serve()
+            self._membership.announce(store_port=port)
+        self._round, self._started_as = current, standing.incarnation
+        self._reported, self._failures = False, {}
+        first, size = current.first_rank(group_rank), current.world_size
+        worker_group.workers = [
+            Worker(local, first + local, first + local, size, size)
+            for local in range(worker_group.spec.local_world_size)
+        ]
+        worker_group.group_rank = group_rank
+        worker_group.group_world_size = len(current.members)
+        worker_group.master_addr = current.store_address
+        worker_group.master_port = current.store_port
+        events.emit(
+            "round_formed",
+            f"round {current.number}: {len(current.members)} nodes, {size} workers ({current.reason})",
+            round=current.number,
+            cause=current.kind,
+            reason=current.reason,
+            nodes=[member.node_id for member in current.members],
+            world_size=size,
+            restarts=current.restarts,
+        )
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        assert self._round is not None
+        group: Any = worker_group
+        spec = worker_group.spec
+        envs: dict[int, dict[str, str]] = {}
+        args: dict[int, tuple[str, ...]] = {}
+        prefixes: dict[int, str] | None = {} if self._log_line_prefix_template else None
+        for worker in worker_group.workers:
+            local = worker.local_rank
+            place = Place(
+                self._round, group.group_rank, local, spec.role, spec.max_restarts, self._handler.get_run_id()
+            )
+            envs[local] = worker_environment(place)
+            self._set_local_rank_env(envs[local], local, spec)
+            args[local] = tuple(macros.substitute([str(arg) for arg in spec.args], str(local)))
+            if prefixes is not None and self._log_line_prefix_template:
+                prefixes[local] = Template(self._log_line_prefix_template).safe_substitute(
+                    role_name=spec.role, rank=worker.global_rank, local_rank=local
+                )
+        self._setup_local_watchdog(envs=envs)
+        self._setup_healthcheck()
+        assert isinstance(spec.entrypoint, str)
+        pids = self._workers.start(
+            name=spec.role,
+            entrypoint=spec.entrypoint,
+            args=args,
+            envs=envs,
+            logs_specs=self._logs_specs,
+            log_line_prefixes=prefixes,
+            numa_options=spec.numa_options,
+            duplicate_stdout_filters=spec.duplicate_stdout_filters,
+            duplicate_stderr_filters=spec.duplicate_stderr_filters,
+        )
+        self._started_s = time.monotonic()
+        events.emit("workers_started", round=self._round.number, pids=list(pids.values()))
+        return dict(pids)
+
+    def _stop(self, signum: signal.Signals, grace_s: float, why: str) -> None:
+        began_s = time.monotonic()
+        self._stop_watchdog()
+        self._workers.stop(signum, grace_s)
+        number = self._round.number if self._round else 0
+        events.emit("workers_stopped", round=number, reason=why, seconds=time.monotonic() - began_s)
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        self._shutdown()
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        """What torch's run() calls at the end, whatever happened."""
+        self._stop_watchdog()
+        self._workers.stop(death_sig, float(timeout))
+
+    def _stop_watchdog(self) -> None:
+        super()._shutdown()  # it has no processes of its own here: only its watchdog and health check end
+
+    def _keep(self, failures: dict[int, ProcessFailure]) -> None:
+        for local, failure in failures.items():
+            self._failures[self._worker_group.workers[local].global_rank] = failure
+
+    def _report(self) -> None:
+        assert self._round is not None
+        status = self._workers.poll()
+        standing = self._membership.standing()
+        address = self._handler.address
+        found = sorted(self._failures.items(), key=lambda item: item[1].timestamp)
+        failures = tuple(record(rank, failure, address) for rank, failure in found)
+        for failure in failures:
+            events.emit(
+                "worker_failed",
+                f"rank {failure.rank} failed with exit code {failure.exit_code}",
+                level=logging.WARNING,
+                round=self._round.number,
+                rank=failure.rank,
+                exit_code=failure.exit_code,
+                error=failure.message,
+                peer_loss=failure.peer_loss,
+            )
+        kind = "failed" if status.state == "failed" else "succeeded"
+        self._membership.report(Report(standing.node_id, self._started_as, self._round.number, kind, failures))
+        self._reported = True
+
+    def _tell(self) -> None:
+        standing = self._membership.standing()
+        if standing.node_id not in standing.drains:
+            source = self._signal.name if self._signal else "drained"
+            self._membership.drain(Drain(standing.node_id, float(self._shutdown_timeout), source))
+        self._told = True
+
+    def _finish(self) -> RunResult:
+        outcome = self._membership.standing().outcome
+        assert outcome is not None
+        events.emit(
+            "job_ended", f"the job {outcome.state}: {outcome.reason}", state=outcome.state, reason=outcome.reason
+        )
+        workers = self._worker_group.workers
+        if outcome.state == "succeeded":
+            values = {worker.global_rank: None for worker in workers} if self._round else {}
+            self._worker_group.state = WorkerState.SUCCEEDED
+            return RunResult(WorkerState.SUCCEEDED, return_values=values)
+        if outcome.state == "failed":
+            self._worker_group.state = WorkerState.FAILED
+            return RunResult(WorkerState.FAILED, failures=process_failures(outcome.failures, self._failures))
+        raise JobRefused(f"The job {self._handler.get_run_id()!r} was stopped by {outcome.node_id}: {outcome.reason}")

@@ -1,0 +1,65 @@
+"""What an agent does next: a pure function of where its node stands and how its workers are.
+
+The agent applies the action and asks again, until there is nothing to do but wait.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+from spotrun.rendezvous.membership import Standing
+
+WorkersState = Literal["none", "running", "succeeded", "failed"]
+
+
+class Action(Enum):
+    WAIT = "wait for the next event"
+    START = "start the workers of the round"
+    ABORT = "stop the workers now: their round is over"
+    STOP = "stop the workers with the grace that they were promised"
+    REPORT = "tell the coordinator how the workers ended"
+    TELL = "tell all nodes that this one leaves"
+    LEAVE = "leave the job"
+    FINISH = "end as the job ended"
+    REFUSED = "end: the job does not take this node"
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    standing: Standing
+    workers: WorkersState = "none"
+    started_round: int = 0  # of the present or last workers; 0: none so far
+    started_as: str = ""  # the incarnation that started them
+    reported: bool = False  # the end of those workers has been reported
+    told: bool = False  # the other nodes know that this one leaves
+    leaving: bool = False  # a signal or a notice wants this node gone
+
+
+def decide(now: Situation) -> Action:
+    standing = now.standing
+    alive = now.workers != "none"
+    if standing.refused is not None:
+        return Action.STOP if alive else Action.REFUSED
+    if standing.outcome is not None:
+        return Action.STOP if alive else Action.FINISH
+    if now.leaving:
+        # The others form their next round while the workers here still use their grace.
+        if standing.joined and not now.told:
+            return Action.TELL
+        return Action.STOP if alive else Action.LEAVE
+    if standing.round is None or standing.group_rank is None:
+        # Fenced, or left out: what these workers do no longer counts.
+        return Action.ABORT if alive and now.started_as != "" and _over(now) else Action.WAIT
+    if standing.round.number > now.started_round or standing.incarnation != now.started_as:
+        return Action.ABORT if alive else Action.START
+    if now.workers in ("failed", "succeeded") and not now.reported:
+        return Action.REPORT
+    return Action.ABORT if now.workers == "failed" else Action.WAIT
+
+
+def _over(now: Situation) -> bool:
+    """Whether the workers' round has ended without this node."""
+    fenced = now.standing.incarnation != now.started_as
+    return fenced or (now.standing.round is not None and now.standing.round.number > now.started_round)

@@ -1,0 +1,77 @@
+"""From torch's ProcessFailure to a record that every node can read, and back."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterable
+
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from spotrun.rendezvous.state import Failure
+
+MAX_MESSAGE = 4000
+# What gloo, NCCL, the TCPStore and the kernel say when it is another rank that went away.
+_PEER_LOSS = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|closed by peer|remote process (has )?exited|"
+    r"connectfullmesh failed|nccl communicator was aborted|unhandled system error|timed out waiting|"
+    r"socket timeout|heartbeat.*(monitor|timeout)|failed to (recv|send)|wait timeout|\bNCCL error: remote",
+    re.IGNORECASE,
+)
+
+
+def record(rank: int, failure: ProcessFailure, address: str) -> Failure:
+    """What the other nodes are told of a failed worker of this one."""
+    message = str(failure.message)
+    data = failure.error_file_data
+    detail = data.get("message") if isinstance(data, dict) else None
+    trace = ""
+    if isinstance(detail, dict):
+        message = str(detail.get("message", message))
+        extra = detail.get("extraInfo")
+        trace = str(extra.get("py_callstack", "")) if isinstance(extra, dict) else ""
+    return Failure(
+        rank=rank,
+        exit_code=failure.exitcode,
+        message=(message + ("\n" + trace if trace else ""))[-MAX_MESSAGE:],
+        address=address,
+        peer_loss=bool(_PEER_LOSS.search(message)),
+        error_file=failure.error_file[-MAX_MESSAGE:],
+    )
+
+
+def process_failures(failures: Iterable[Failure], own: dict[int, ProcessFailure]) -> dict[int, ProcessFailure]:
+    """By global rank, for torch's ChildFailedError: the job's root cause first, then what failed on this node.
+
+    ChildFailedError takes the earliest timestamp for the root cause; clocks of two hosts are not comparable, so the
+    order that the coordinator found is written into the timestamps.
+    """
+    found: dict[int, ProcessFailure] = {}
+    for failure in failures:
+        known = own.get(failure.rank)
+        if known is None:
+            known = ProcessFailure(local_rank=-1, pid=-1, exitcode=failure.exit_code, error_file="")
+            known.error_file_data = {"message": failure.message}
+            known.message = f"on {failure.address}: {failure.message or _how(failure.exit_code)}"
+        found[failure.rank] = known
+    for rank, known in own.items():
+        found.setdefault(rank, known)
+    stamps = sorted(failure.timestamp for failure in found.values())
+    for known, stamp in zip(found.values(), stamps, strict=True):
+        known.timestamp = stamp
+    return found
+
+
+def _how(exit_code: int) -> str:
+    if exit_code < 0:
+        try:
+            return f"killed by {signal.Signals(-exit_code).name}"
+        except ValueError:
+            pass
+    return f"exit code {exit_code}"
+
+
+def describe(failures: Iterable[Failure]) -> str:
+    """One line a failure, for people and logs."""
+    return json.dumps([f"rank {f.rank} on {f.address}: {_how(f.exit_code)}" for f in failures])

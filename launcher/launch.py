@@ -1,0 +1,121 @@
+"""From a parsed command line to a running agent, and to the exit that the node's end deserves."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from typing import Any
+
+from torch.distributed.elastic import events as elastic_events
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.metrics import initialize_metrics
+from torch.distributed.elastic.metrics.api import MetricsConfig
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.launcher.api import LaunchConfig
+from torch.distributed.run import run_script_path
+
+from spotrun import events
+from spotrun.config import AgentOptions
+from spotrun.errors import UsageError
+from spotrun.launcher.agent import Drained, SpotAgent
+from spotrun.launcher.wakeup import Wakeup
+from spotrun.launcher.workers import Workers
+from spotrun.rendezvous.plugin import create_handler
+
+logger = logging.getLogger("spotrun")
+
+
+def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options: AgentOptions) -> dict[int, Any]:
+    """Run this node's part of the job; its workers' return values (None each) by global rank.
+
+    Raises ChildFailedError when a worker failed (on every node, the root cause first), SystemExit for a node that was
+    drained or stopped by a signal, and the errors of `spotrun.errors`.
+    """
+    if entrypoint is run_script_path:  # --run-path: a worker of ours is a python of its own anyway
+        entrypoint, args = sys.executable, ["-u", *args]
+    if not isinstance(entrypoint, str):
+        raise UsageError("The etcd-v3 backend starts programs, not functions: give a script, or --rdzv-backend=c10d.")
+    # The order counts: the process that starts workers must be there before grpc has threads.
+    workers = Workers(warm=options.warm != "off")
+    wakeup = Wakeup()
+    try:
+        handler = create_handler(_parameters(config), wakeup.wake)
+        try:
+            node_id = handler.membership.standing().node_id
+            if options.events is not None:
+                events.to_file(options.events, node=node_id)
+            agent = SpotAgent(
+                _spec(config, entrypoint, args, handler),
+                config.logs_specs,  # type: ignore[arg-type]
+                workers,
+                wakeup,
+                handler,
+                start_method=config.start_method,
+                log_line_prefix_template=config.log_line_prefix_template,
+                shutdown_timeout=config.shutdown_timeout or 0,
+            )
+            wakeup.catch(signal.Signals[name.strip()] for name in config.signals_to_handle.split(","))
+            initialize_metrics(MetricsConfig(config.metrics_cfg))
+            return _run(agent, config, options)
+        finally:
+            workers.close()
+            handler.close()
+    finally:
+        workers.close()
+        wakeup.close()
+
+
+def _run(agent: SpotAgent, config: LaunchConfig, options: AgentOptions) -> dict[int, Any]:
+    try:
+        result = agent.run()
+    except Drained as drained:
+        events.emit("left", str(drained))
+        alone = config.max_nodes == 1
+        if drained.signum is not None and (alone or drained.signum is not signal.SIGTERM):
+            sys.exit(128 + drained.signum)
+        sys.exit(options.drain_exit_code)
+    except Exception:
+        elastic_events.record(agent.get_event_failed(), config.event_log_handler)
+        raise
+    elastic_events.record(agent.get_event_succeeded(), config.event_log_handler)
+    if result.is_failed():
+        name = agent.get_worker_group().spec.get_entrypoint_name()  # type: ignore[no-untyped-call]
+        raise ChildFailedError(name, result.failures)
+    return dict(result.return_values)
+
+
+def _parameters(config: LaunchConfig) -> RendezvousParameters:
+    settings = {
+        **config.rdzv_configs,
+        "nproc": config.nproc_per_node,
+        "max_restarts": config.max_restarts,
+    }
+    return RendezvousParameters(
+        backend=config.rdzv_backend,
+        endpoint=config.rdzv_endpoint,
+        run_id=config.run_id,
+        min_nodes=config.min_nodes,
+        max_nodes=config.max_nodes,
+        local_addr=config.local_addr,
+        **settings,
+    )
+
+
+def _spec(config: LaunchConfig, entrypoint: str, args: list[str], handler: Any) -> WorkerSpec:
+    return WorkerSpec(
+        role=config.role,
+        local_world_size=config.nproc_per_node,
+        entrypoint=entrypoint,
+        args=tuple(args),
+        rdzv_handler=handler,
+        max_restarts=config.max_restarts,
+        monitor_interval=config.monitor_interval,
+        local_addr=config.local_addr,
+        event_log_handler=config.event_log_handler,
+        numa_options=config.numa_options,
+        duplicate_stdout_filters=config.duplicate_stdout_filters,
+        duplicate_stderr_filters=config.duplicate_stderr_filters,
+        virtual_local_rank=config.virtual_local_rank,
+    )

@@ -1,0 +1,418 @@
+"""One node's part in the job: it joins, keeps its lease, stands in line to coordinate, and sees the rounds.
+
+This is what the agent knows of the rendezvous: `standing()` is the present state as one frozen record, and `changed` is
+called (on the reactor's thread) whenever there is a new one. A node watches the round, the outcome, the drains and the
+node just before it in line: a join costs O(1) events, not O(n).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from spotrun import events
+from spotrun.errors import BadRecord, EtcdError, EtcdUnavailable, JobRefused, SpotrunError
+from spotrun.rendezvous.coordinator import Coordinator
+from spotrun.rendezvous.etcd import Compare, EtcdClient, KeyValue, Op, Watch, WatchEvent
+from spotrun.rendezvous.keys import Keys
+from spotrun.rendezvous.liveness import Liveness, State, Target
+from spotrun.rendezvous.reactor import Reactor
+from spotrun.rendezvous.session import Session
+from spotrun.rendezvous.settings import Settings
+from spotrun.rendezvous.state import Drain, Job, Node, Outcome, Report, Round, decode, encode
+
+logger = logging.getLogger("spotrun")
+
+NAME_RETRY_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where this node stands."""
+
+    node_id: str
+    incarnation: str  # changes when the node joins anew after its lease was lost
+    joined: bool = False
+    round: Round | None = None
+    outcome: Outcome | None = None
+    drains: dict[str, Drain] = field(default_factory=dict)
+    refused: SpotrunError | None = None  # it cannot join: the agent must end
+
+    @property
+    def group_rank(self) -> int | None:
+        """This node's rank in the round, or None where it is not in it."""
+        return None if self.round is None else self.round.index(self.node_id, self.incarnation)
+
+
+class Membership:
+    """A node's membership; `step` and `handle` run on the reactor's thread, everything else on any."""
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        run_id: str,
+        job: Job,
+        settings: Settings,
+        node: Node,
+        changed: Callable[[], None],
+        *,
+        reactor: Reactor,
+        liveness: Liveness,
+        fresh: bool = False,
+    ) -> None:
+        self.keys = Keys(run_id)
+        self.client = client
+        self._job = job
+        self._settings = settings
+        self._node = node
+        self._changed = changed
+        self._reactor = reactor
+        self._liveness = liveness
+        self._fresh = fresh
+        self._lock = threading.Lock()
+        self._standing = Standing(node.node_id, node.incarnation)
+        self._session: Session | None = None
+        self._create_revision = 0
+        self._last_round = 0
+        self._watches: list[Watch] = []
+        self._generation = 0
+        self._predecessor: KeyValue | None = None
+        self._predecessor_dead = False
+        self._in_line = False
+        self._predecessor_watch: Watch | None = None
+        self._target: Target | None = None
+        self._coordinator: Coordinator | None = None
+        self._to_write: dict[str, bytes] = {}
+        self._drain: Drain | None = None  # this node's own
+        self._written: tuple[Node, Drain | None] | None = None  # what lies in etcd under its lease
+        self._name_taken_until_s: float | None = None
+        self._left = threading.Event()
+        self._leaving = False
+
+    def start(self) -> None:
+        """Begin to join; what comes of it is told through `standing`."""
+        self._reactor.post(self, ("start", self._generation, None))
+
+    def standing(self) -> Standing:
+        with self._lock:
+            return self._standing
+
+    def report(self, report: Report) -> None:
+        """Tell the coordinator about this node's workers; written as soon as etcd takes it."""
+        self._reactor.post(self, ("report", self._generation, report))
+
+    def announce(self, **changes: Any) -> None:
+        """Change fields of this node's record: a fresh store port, say."""
+        self._reactor.post(self, ("announce", self._generation, changes))
+
+    def drain(self, drain: Drain | None) -> None:
+        """Tell all nodes that this one is to leave, or (None) that it no longer is."""
+        self._reactor.post(self, ("drain", self._generation, drain))
+
+    def end(self, outcome: Outcome) -> bool:
+        """End the job for all nodes, unless it has ended; whether this did it. Raises EtcdError."""
+        return self.client.txn(
+            [Compare.absent(self.keys.outcome)], [Op.put(self.keys.outcome, encode(outcome))]
+        ).succeeded
+
+    def leave(self, timeout_s: float = 2.0) -> None:
+        """Go: the node's key is deleted at once and nothing more is heard. Idempotent."""
+        self._leaving = True
+        self._reactor.post(self, ("leave", self._generation, None))
+        self._left.wait(timeout_s)
+
+    # -- on the reactor's thread
+
+    def handle(self, event: Any) -> None:
+        what, generation, detail = event
+        if what == "coordinator":
+            if self._coordinator is not None:
+                self._coordinator.handle(detail)
+        elif what == "report":
+            self._to_write[self.keys.report(detail.node_id)] = encode(detail)
+        elif what == "announce":
+            self._node = dataclasses.replace(self._node, **detail)
+        elif what == "drain":
+            self._drain = detail
+        elif generation != self._generation:
+            return
+        elif what == "watch":
+            self._on_watch(detail)
+        elif what == "liveness":
+            state, lease = detail
+            if self._predecessor is not None and self._predecessor.lease == lease:
+                self._predecessor_dead = state == "dead"
+        elif what == "lost":
+            self._fenced()
+        elif what == "stale":
+            self._forget()
+
+    def step(self, now_s: float) -> float | None:
+        if self._left.is_set():
+            return None
+        if self._leaving:
+            self._go()
+            return None
+        if self.standing().refused or self.standing().outcome:
+            return None
+        if not self.standing().joined:
+            try:
+                again_s = self._join(now_s)
+            except EtcdUnavailable:
+                raise
+            except SpotrunError as error:
+                self._become(refused=error)
+                return None
+            if again_s is not None:
+                return again_s
+        if not self._watches:
+            self._look()
+        if self._predecessor_dead and self._predecessor is not None:
+            events.emit("agent_dead", "the agent before this one in line is gone", target=self._predecessor.key)
+            self._predecessor_dead = False
+            self._revoke(self._predecessor.lease)
+        if not self._in_line:
+            self._stand_in_line()
+        self._write_pending()
+        return self._coordinator.step(now_s) if self._coordinator is not None else None
+
+    def _become(self, **changes: Any) -> None:
+        with self._lock:
+            if all(getattr(self._standing, name) == value for name, value in changes.items()):
+                return
+            self._standing = dataclasses.replace(self._standing, **changes)
+        self._changed()
+
+    def broken(self, error: Exception) -> None:
+        """Something here is wrong that nobody foresaw: the agent must hear of it rather than wait for ever."""
+        self._become(refused=SpotrunError(f"The rendezvous of this node broke down: {type(error).__name__}: {error}"))
+
+    def _write_pending(self) -> None:
+        """Write what waits to be written, as long as this node's key exists as this incarnation made it."""
+        assert self._session is not None
+        key, lease = self.keys.node(self._node.node_id), self._session.lease_id
+        ops = [Op.put(name, value) for name, value in self._to_write.items()]
+        if self._written != (self._node, self._drain):
+            ops.append(Op.put(key, encode(self._node), lease))
+            mark = self.keys.drain(self._node.node_id)
+            ops.append(Op.put(mark, encode(self._drain), lease) if self._drain else Op.delete(mark))
+        if ops:
+            self.client.txn([Compare.created(key, self._create_revision)], ops)
+            self._written, self._to_write = (self._node, self._drain), {}
+
+    def _join(self, now_s: float) -> float | None:
+        """Put this node's key; when to try again, or None once it is in."""
+        if self._fresh and not self._sweep():
+            return now_s + NAME_RETRY_S
+        if self._session is None:
+            generation = self._generation
+            self._session = Session(
+                self.client,
+                self._settings.lease_ttl_s,
+                on_lost=lambda: self._reactor.post(self, ("lost", generation, None)),
+            )
+        self._agree()
+        key = self.keys.node(self._node.node_id)
+        value = encode(self._node)
+        result = self.client.txn(
+            [Compare.absent(key), Compare.absent(self.keys.outcome)],
+            [Op.put(key, value, self._session.lease_id), Op.get(key)],
+            [Op.get(key), Op.get(self.keys.outcome)],
+        )
+        if result.succeeded:
+            self._create_revision = result.responses[1][0].create_revision
+        else:
+            there, outcome = result.responses
+            if outcome:
+                self._refuse_ended(decode(Outcome, outcome[0].value))
+            if not there or decode(Node, there[0].value).incarnation != self._node.incarnation:
+                return self._name_taken(now_s, there[0] if there else None)
+            self._create_revision = there[0].create_revision  # an earlier try had been carried out
+        self._name_taken_until_s, self._written = None, (self._node, None)
+        self._become(joined=True)
+        return None
+
+    def _sweep(self) -> bool:
+        """--fresh: remove what an earlier job of this id left, unless nodes are in it; whether it is done."""
+        nodes, _ = self.client.get_prefix(self.keys.nodes, keys_only=True)
+        old = self.client.get(self.keys.job)
+        if nodes or old is None:
+            ended = self.client.get(self.keys.outcome)
+            if nodes and ended is not None:
+                return False  # the last nodes of the job that ended are about to leave
+            self._fresh = False
+            return True
+        # Only one of several nodes that start together sweeps: the others find another job key.
+        self._fresh = not self.client.txn(
+            [Compare.modified(self.keys.job, old.mod_revision)], [Op.delete_prefix(self.keys.root)]
+        ).succeeded
+        return not self._fresh
+
+    def _agree(self) -> None:
+        result = self.client.txn(
+            [Compare.absent(self.keys.job)], [Op.put(self.keys.job, encode(self._job))], [Op.get(self.keys.job)]
+        )
+        if result.succeeded:
+            return
+        there = decode(Job, result.responses[0][0].value)
+        for name, flag in (("min_nodes", "--nnodes"), ("max_nodes", "--nnodes"), ("max_restarts", "--max-restarts")):
+            ours, theirs = getattr(self._job, name), getattr(there, name)
+            if ours != theirs:
+                raise JobRefused(
+                    f"The job {self.keys.run_id!r} runs with {name} = {theirs}, this node was started with {ours}: "
+                    f"give the same {flag} on every node, or another --rdzv-id."
+                )
+
+    def _refuse_ended(self, outcome: Outcome) -> None:
+        raise JobRefused(
+            f"The job {self.keys.run_id!r} has already ended ({outcome.state}: {outcome.reason}): give another "
+            "--rdzv-id, or --fresh to use this one again."
+        )
+
+    def _name_taken(self, now_s: float, there: KeyValue | None) -> float:
+        """Another incarnation holds the name: probably this node before a crash, whose lease runs out soon."""
+        if self._name_taken_until_s is None:
+            self._name_taken_until_s = now_s + 2 * self._settings.lease_ttl_s
+        if there is not None and now_s >= self._name_taken_until_s:
+            raise JobRefused(
+                f"A node named {self._node.node_id!r} is already in the job {self.keys.run_id!r}: "
+                "give another --node-id."
+            )
+        return now_s + NAME_RETRY_S
+
+    def _look(self) -> None:
+        """Read what concerns this node, and watch it from there."""
+        found = self.client.txn(
+            [], [Op.get(self.keys.round), Op.get(self.keys.outcome), Op.get_prefix(self.keys.drains)]
+        )
+        current, outcome, drains = found.responses
+        changes: dict[str, Any] = {"drains": {}}
+        for kv in (*current, *outcome, *drains):
+            self._take(changes, kv.key, kv.value)
+        for key, prefix in ((self.keys.round, False), (self.keys.outcome, False), (self.keys.drains, True)):
+            self._watches.append(self._watch(key, found.revision + 1, prefix=prefix))
+        self._become(**changes)
+
+    def _watch(self, key: str, start_revision: int, *, prefix: bool = False) -> Watch:
+        generation = self._generation
+        return self.client.watch(
+            key,
+            prefix=prefix,
+            start_revision=start_revision,
+            on_event=lambda event: self._reactor.post(self, ("watch", generation, event)),
+            on_error=lambda error: self._reactor.post(self, ("stale", generation, error)),
+        )
+
+    def _take(self, changes: dict[str, Any], key: str, value: bytes) -> None:
+        try:
+            if key == self.keys.round:
+                changes["round"] = decode(Round, value)
+            elif key == self.keys.outcome:
+                changes["outcome"] = decode(Outcome, value)
+            else:
+                changes["drains"] = {**changes.get("drains", {}), Keys.name(key): decode(Drain, value)}
+        except BadRecord as error:
+            logger.warning("%s is left out: %s", key, error)
+
+    def _on_watch(self, event: WatchEvent) -> None:
+        if self._predecessor is not None and event.key == self._predecessor.key:
+            if event.kind == "delete":
+                self._in_line = False
+            return
+        changes: dict[str, Any] = {"drains": self.standing().drains}
+        if event.kind == "put":
+            self._take(changes, event.key, event.value)
+        elif event.key.startswith(self.keys.drains):
+            changes["drains"] = {k: v for k, v in changes["drains"].items() if k != Keys.name(event.key)}
+        if "round" in changes:
+            self._last_round = changes["round"].number
+        self._become(**changes)
+
+    def _stand_in_line(self) -> None:
+        """Find and watch the node before this one, or coordinate where there is none."""
+        self._let_go()
+        before = self.client.predecessor(self.keys.nodes, self._create_revision)
+        if before is None:
+            logger.debug("this node coordinates")
+            self._coordinator = Coordinator(
+                self.client,
+                self.keys,
+                self._job,
+                self._settings,
+                self._node.node_id,
+                self._node.incarnation,
+                self._create_revision,
+                self._liveness,
+                lambda event: self._reactor.post(self, ("coordinator", 0, event)),
+            )
+            self._in_line = True
+            return
+        there = self.client.get(before.key)
+        if there is None or there.create_revision != before.create_revision:
+            return self._stand_in_line()  # it went meanwhile
+        self._predecessor, self._in_line = there, True
+        self._predecessor_watch = self._watch(there.key, there.mod_revision + 1)
+        with contextlib.suppress(BadRecord):
+            node = decode(Node, there.value)
+            generation, lease = self._generation, there.lease
+
+            def tell(state: State) -> None:
+                self._reactor.post(self, ("liveness", generation, (state, lease)))
+
+            self._target = self._liveness.watch(node.address, node.agent_port, tell)
+
+    def _let_go(self) -> None:
+        if self._target is not None:
+            self._liveness.cancel(self._target)
+        if self._predecessor_watch is not None:
+            self._predecessor_watch.cancel()
+            self._predecessor_watch = None
+        if self._coordinator is not None:
+            self._coordinator.close()
+        self._predecessor = self._target = self._coordinator = None
+        self._predecessor_dead = self._in_line = False
+
+    def _forget(self) -> None:
+        """Give up all watches: what they tell from now on is of an older generation."""
+        self._generation += 1
+        self._let_go()
+        for watch in self._watches:
+            watch.cancel()
+        self._watches = []
+
+    def _fenced(self) -> None:
+        """The lease is gone: the others have gone on without this node, which comes back as a newcomer."""
+        self._forget()
+        if self._session is not None:
+            with contextlib.suppress(EtcdError):
+                self._session.close()
+            self._session = None
+        self._to_write, self._drain = {}, None
+        incarnation = secrets.token_hex(4)
+        self._node = dataclasses.replace(self._node, incarnation=incarnation, last_round=self._last_round)
+        events.emit("fenced", "this node lost its lease: it joins anew", level=logging.WARNING)
+        self._become(joined=False, incarnation=incarnation, round=None, drains={})
+
+    def _revoke(self, lease: int) -> None:
+        try:
+            self.client.revoke(lease)
+        except EtcdUnavailable:
+            raise
+        except EtcdError:
+            pass  # already gone: the watch tells
+
+    def _go(self) -> None:
+        self._forget()
+        if self._session is not None:
+            try:
+                self._session.close()
+            except EtcdError as error:
+                logger.warning("could not say goodbye, the lease will tell: %s", error)
+            self._session = None
+        self._left.set()
