@@ -62,7 +62,7 @@ def check() -> None:
 def run(seconds: float, out: Path, console: Console, *, plain: bool) -> None:
     """The whole demo, in about `seconds`. Raises UsageError, DemoFailed, Interrupted."""
     check()
-    out = _fresh(out)
+    _clear(out)
     wakeup = Wakeup()
     try:
         wakeup.catch([signal.SIGINT, signal.SIGTERM])
@@ -73,7 +73,7 @@ def run(seconds: float, out: Path, console: Console, *, plain: bool) -> None:
 
 def _run(seconds: float, out: Path, console: Console, wakeup: Wakeup, plain: bool) -> None:
     began_s = time.monotonic()
-    script = (str(SCRIPT), f"--out={out}", f"--steps={STEPS}")
+    script = (str(SCRIPT), f"--out={out.resolve()}", f"--steps={STEPS}")
     with ExitStack() as stack:
         etcd = stack.enter_context(EmbeddedEtcd())
         nodes = stack.enter_context(Nodes(etcd.endpoint, out, script, most=len(FIRST_NODES)))
@@ -135,8 +135,8 @@ def _judge(nodes: Nodes, now: Scene, *, ended: bool) -> None:
         )
 
 
-def _fresh(out: Path) -> Path:
-    """The folder, without what an earlier demo left in it; everything else there stays."""
+def _clear(out: Path) -> None:
+    """Make the folder, or take out what an earlier demo left in it; everything else there stays."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -147,7 +147,6 @@ def _fresh(out: Path) -> Path:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    return out.resolve()
 
 
 class _LiveShow:

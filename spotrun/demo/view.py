@@ -48,6 +48,8 @@ def live(now: Scene) -> RenderableType:
     head.add_column(justify="right")
     head.add_row(Text(progress(now), style="bold"), Text(f"{clock(now.passed_s)} of about {clock(now.seconds)}"))
     nodes = Table.grid(padding=(0, 3))
+    for width in (8, 20, 8):
+        nodes.add_column(min_width=width)
     rows = [*now.nodes, *[NodeRow("", "", None)] * (NODES - len(now.nodes))]
     for row in rows:
         rank = f"rank {row.rank}" if row.rank is not None else ""
@@ -105,13 +107,9 @@ def name(incident: Incident) -> str:
 
 def summary(now: Timeline, passed_s: float, out: Path, picture: Path) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading, justify in (
-        ("what happened", "left"),
-        ("new round after", "right"),
-        ("others paused", "right"),
-        ("steps done again", "right"),
-    ):
-        table.add_column(heading, justify="right" if justify == "right" else "left", header_style="bold")
+    table.add_column("what happened", header_style="bold")
+    for heading in ("new round after", "survivors paused", "steps done again"):
+        table.add_column(heading, justify="right", header_style="bold")
     for incident in now.incidents:
         # A newcomer first has to start Python and torch: how long that takes says nothing about anybody's reaction.
         sudden = incident.noticed_s is not None and incident.deed is not None and incident.deed.kind != "start"
@@ -121,9 +119,8 @@ def summary(now: Timeline, passed_s: float, out: Path, picture: Path) -> Rendera
             f"{incident.pause_s:.1f} s",
             str(incident.recomputed),
         )
-    return Group(
-        Text(""), table, Text(""), Text(result(now, passed_s)), Text(f"The curve is in {picture},"), _kept(out)
-    )
+    kept = f"The curve: {picture}\nMetrics, events and logs: {out}"
+    return Group(Text(""), table, Text(""), Text(result(now, passed_s)), Text(kept))
 
 
 def result(now: Timeline, passed_s: float) -> str:
@@ -135,7 +132,3 @@ def result(now: Timeline, passed_s: float) -> str:
         f"Loss {first.loss:.2f} -> {last.loss:.2f} in {last.step} steps ({now.recomputed} done again) "
         f"and {worlds} worlds, {clock(passed_s)} in all."
     )
-
-
-def _kept(out: Path) -> Text:
-    return Text(f"metrics, events and logs are in {out}.")

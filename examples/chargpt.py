@@ -1,0 +1,1 @@
+../spotrun/demo/chargpt.py
