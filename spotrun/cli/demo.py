@@ -10,7 +10,7 @@ SECONDS = 120.0  # time for four worlds to be seen, on two cores
 SHORTEST_S = 30.0
 
 
-@click.command
+@click.command()
 @click.option(
     "--seconds",
     type=click.FloatRange(min=SHORTEST_S),
@@ -26,7 +26,7 @@ SHORTEST_S = 30.0
     help="Folder for the loss curve, metrics, events and logs.",
 )
 @click.option("--plain", is_flag=True, help="Lines instead of a live view; so it is anyway without a terminal.")
-def _command(seconds: float, out: Path, plain: bool) -> None:
+def main(seconds: float, out: Path, plain: bool) -> None:
     """Train a small GPT on three local nodes while one is killed, one joins and one is taken away.
 
     Everything runs on this machine: an etcd, three agents and their workers (DDP over gloo, on the CPU), on text that
@@ -40,8 +40,3 @@ def _command(seconds: float, out: Path, plain: bool) -> None:
 
     console = Console()
     run(seconds, out, console, plain=plain or not console.is_terminal or "NO_COLOR" in os.environ)
-
-
-def main(args: list[str]) -> None:
-    """Run the command. Raises the errors of `spotrun.errors`; click's own end the process with their message."""
-    _command.main(args, prog_name="spotrun demo")

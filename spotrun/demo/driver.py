@@ -121,18 +121,21 @@ def _judge(nodes: Nodes, now: Scene, *, ended: bool) -> None:
     doomed = {deed.node for deed in nodes.deeds if deed.kind in ("kill", "drain")}
     for process in nodes.processes():
         if process.node not in doomed and process.exit_code not in ((None, 0) if ended else (None,)):
-            said = nodes.last_words(process.node)
-            raise DemoFailed(
-                f"{process.node} ended by itself with exit code {process.exit_code}; "
-                f"{nodes.log_file(process.node)} ends:\n{said}"
-            )
+            raise DemoFailed(f"{process.node} ended with exit code {process.exit_code}; {_quote(nodes, process.node)}")
     steps = now.timeline.steps
     idle_s = time.monotonic() - steps[-1].mono_s if steps else now.passed_s
     if idle_s > STALL_S:
-        running = [process.node for process in nodes.processes() if process.exit_code is None]
-        raise DemoFailed(
-            f"No step was made for {STALL_S:.0f} s; {nodes.log_file(running[0])} ends:\n{nodes.last_words(running[0])}"
-        )
+        running = next(process.node for process in nodes.processes() if process.exit_code is None)
+        raise DemoFailed(f"No step was made for {STALL_S:.0f} s; {_quote(nodes, running)}")
+
+
+def _quote(nodes: Nodes, node: str) -> str:
+    """The end of the log that tells most: of the first worker that failed by itself, else of `node`."""
+    for name, told in nodes.events().items():
+        if any(event["kind"] == "worker_failed" and not event["peer_loss"] for event in told):
+            node = name
+            break
+    return f"{nodes.log_file(node)} ends:\n{nodes.last_words(node)}"
 
 
 def _clear(out: Path) -> None:
