@@ -75,6 +75,7 @@ class Workers:
         self._failures: dict[int, ProcessFailure] = {}
         self._error_files: dict[int, str] = {}
         self._streams: Streams | None = None
+        self.forked = 0  # how many of the last workers are forks
         self._answers: dict[str, dict[str, Any]] = {}
         self._said: set[str] = set()
         self._start_zygote()
@@ -124,7 +125,7 @@ class Workers:
         message = {
             "op": "start",
             "warm": bool(self._modules) and self._may_fork(entrypoint, numa_options),
-            "cwd": os.getcwd(),
+            "cwd": _working_directory(),
             "environment": dict(os.environ),
             "workers": workers,
         }
@@ -136,6 +137,7 @@ class Workers:
             started = self._ask({**message, "warm": False}, "started")
         if started is None:
             raise OSError(f"The process that starts the workers died before it had started {entrypoint!r}.")
+        self.forked = started["warm"]
         if started["cold_because"]:
             self._say_cold(started["cold_because"])
         if started["error"] is not None:
@@ -153,6 +155,10 @@ class Workers:
         if self._pids:
             state = "failed" if self._failures else "running" if self._running else "succeeded"
         return WorkersStatus(state, dict(self._failures), dict(self._pids))
+
+    def alive(self) -> set[int]:
+        """The local ranks that had not ended at the last `poll`."""
+        return set(self._running)
 
     def stop(self, sig: signal.Signals, grace_s: float) -> None:
         """End all workers and what they have started; returns when they are gone, and then there are none.
@@ -292,6 +298,14 @@ class Workers:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)  # they are not our children: nothing tells of their ends
+
+
+def _working_directory() -> str | None:
+    """None: it has been removed, and the workers inherit that state, as they would from any parent."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 def process_failure(local_rank: int, pid: int, code: int, error_file: str, message: str = "") -> ProcessFailure:

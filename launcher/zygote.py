@@ -24,13 +24,16 @@ import signal
 import socket
 import subprocess
 import time
+import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spotrun.launcher.channel import Channel
 from spotrun.launcher.descendants import descendants
-from spotrun.launcher.preload import Preload
+
+if TYPE_CHECKING:
+    from spotrun.launcher.preload import Preload
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -116,15 +119,19 @@ class Zygote:
     def _start(self, message: dict[str, Any]) -> Callable[[], None] | None:
         pids: list[tuple[int, int]] = []
         cold_because = ""
+        warm = 0
         try:
             for worker in message["workers"]:
                 environment = {**message["environment"], **worker["environment"]}
                 job = {**worker, "environment": environment, "cwd": message["cwd"]}
                 reason = self._preload.refuses(job) if message["warm"] and self._preload else ""
                 if message["warm"] and self._preload and not reason:
+                    for path in filter(None, (job["stdout"], job["stderr"])):
+                        open(path, "w").close()  # here, where its error can be told
                     pid = os.fork()
                     if pid == 0:
                         return self._in_child(job)
+                    warm += 1
                 else:
                     cold_because = cold_because or reason
                     pid = self._start_cold(job)
@@ -132,9 +139,9 @@ class Zygote:
                 pids.append((worker["local_rank"], pid))
         except OSError as error:
             failure = [error.errno, error.strerror, error.filename]
-            self._send({"kind": "started", "pids": pids, "error": failure, "cold_because": cold_because})
+            self._send({"kind": "started", "pids": pids, "error": failure, "cold_because": cold_because, "warm": warm})
         else:
-            self._send({"kind": "started", "pids": pids, "error": None, "cold_because": cold_because})
+            self._send({"kind": "started", "pids": pids, "error": None, "cold_because": cold_because, "warm": warm})
         return None
 
     def _start_cold(self, job: dict[str, Any]) -> int:
@@ -160,7 +167,22 @@ class Zygote:
             os._exit(1)
 
     def _in_child(self, job: dict[str, Any]) -> Callable[[], None]:
-        raise NotImplementedError
+        """In the fork: nothing of the zygote's may stay, and nothing may return into its loop but the result."""
+        try:
+            signal.set_wakeup_fd(-1)
+            for signum, disposition in self._dispositions.items():
+                if signal.getsignal(signum) is _nothing:  # what an import has set, it would set anywhere
+                    signal.signal(signum, disposition)
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+            self._channel.close()
+            os.setsid()
+            self._die_with_zygote()
+            assert self._preload is not None
+            return self._preload.in_child(job)
+        except BaseException:  # noqa: BLE001 - whatever it is, it must not go on as a second zygote
+            traceback.print_exc()
+            os._exit(1)
 
     # -- end
 
@@ -229,4 +251,8 @@ def main(fd: int, modules: list[str], at_start: frozenset[str]) -> Callable[[], 
     """Serve the agent at the other end of the socket `fd`. `at_start`: the modules of a bare python."""
     os.set_inheritable(fd, False)
     channel = Channel(socket.socket(fileno=fd))
-    return Zygote(channel, Preload(modules, at_start) if modules else None).serve()
+    if not modules:
+        return Zygote(channel, None).serve()
+    from spotrun.launcher.preload import Preload  # and warm.py with it: what cold starts have no use for
+
+    return Zygote(channel, Preload(modules, at_start)).serve()
