@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.util
+import json
 import os
 import queue
 import shutil
@@ -167,6 +168,8 @@ class EmbeddedEtcd:
             f"--listen-peer-urls={peer_url}",
             f"--initial-advertise-peer-urls={peer_url}",
             f"--initial-cluster=default={peer_url}",
+            "--heartbeat-interval=20",  # ms; a lone member elects itself and need not wait a second for others:
+            "--election-timeout=200",  # it serves after 0.25 s instead of 0.9 s
             "--log-level=warn",
         ]
         if self._throwaway:
@@ -225,9 +228,15 @@ def _free_port(host: str) -> int:
 
 
 def _last_complaint(log_file: Path, start: int) -> str:
-    """The last line that etcd logged since `start`."""
+    """The last error that etcd logged since `start`, else the first line that it wrote."""
     with open(log_file, "rb") as log:
         log.seek(start)
-        lines = log.read().decode(errors="replace").splitlines()
-    taken = [line for line in lines if _PORT_TAKEN in line]
-    return (taken or lines or ["it said nothing"])[-1].strip()[:500]
+        lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    errors = []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            errors.append(str(json.loads(line)["error"]))
+    taken = [error for error in errors if _PORT_TAKEN in error]
+    if taken or errors:
+        return (taken or errors)[-1]
+    return lines[0].strip()[:500] if lines else "it said nothing"  # a wrong flag comes first, then all the flags

@@ -137,7 +137,7 @@ class EtcdClient:
     def __init__(self, config: EtcdConfig) -> None:
         self.config = config
         self._connections = Connections(config)
-        self._watcher = Watcher(self._connections)
+        self._watcher = Watcher(self._connections, self._revision)
         self._leases = Leases(self._connections)
 
     def __enter__(self) -> EtcdClient:
@@ -254,6 +254,10 @@ class EtcdClient:
     def keep_alive(self, lease: int, ttl_s: float, on_lost: Callable[[], None]) -> KeepAlive:
         """Renew `lease` until `cancel`; `on_lost` is called once, on the client's thread, if etcd says it is gone."""
         return self._leases.add(lease, ttl_s, on_lost)
+
+    def _revision(self, key: str) -> int:
+        """The revision of the store as the quorum has it, asked by a read that whoever may watch `key` may do."""
+        return int(self._call(messages.RANGE, _range(key, False)).header.revision)
 
     def _call(
         self, method: messages.Method, request: Any, timeout_s: float | None = None, repeatable: bool = True

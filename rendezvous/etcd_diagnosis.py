@@ -18,19 +18,13 @@ _REQUEST = b"GET /version HTTP/1.0\r\nHost: etcd\r\n\r\n"  # etcd answers HTTP a
 
 def diagnose(endpoint: str, config: EtcdConfig) -> str | None:
     """What is wrong with `endpoint`, as a sentence; None where nothing is wrong but that it may be down."""
-    host, _, port = endpoint.rpartition(":")
-    with contextlib.ExitStack() as stack:
-        try:
-            link = stack.enter_context(socket.create_connection((host.strip("[]"), int(port)), timeout=LOOK_S))
-            if config.tls:
-                link = stack.enter_context(_context(config).wrap_socket(link, server_hostname=host.strip("[]")))
-            link.sendall(_REQUEST)
-            answer = _read(link)
-        except ssl.SSLError as error:
-            return _tls_trouble(endpoint, config, error)
-        except (OSError, ValueError):
-            return None
-    if b"HTTP request to an HTTPS server" in answer or answer[:2] == b"\x15\x03":
+    try:
+        answer = _ask(endpoint, _context(config) if config.tls else None)
+    except ssl.SSLError as error:
+        return _tls_trouble(endpoint, config, error)
+    except (OSError, ValueError):
+        return None
+    if not config.tls and (b"HTTP request to an HTTPS server" in answer or (not answer and _speaks_tls(endpoint))):
         return f"{endpoint} wants TLS: give --etcd-cacert, and a client certificate and key if it asks for one."
     if answer and b'"etcdserver"' not in answer:
         return f"What answers at {endpoint} is not etcd ({_first_line(answer)}): check --rdzv-endpoint."
@@ -53,12 +47,32 @@ def _context(config: EtcdConfig) -> ssl.SSLContext:
     return context
 
 
-def _read(link: socket.socket) -> bytes:
-    answer = b""
-    with contextlib.suppress(TimeoutError, ConnectionError):
-        while len(answer) < 4096 and (piece := link.recv(4096)):
-            answer += piece
-    return answer
+def _ask(endpoint: str, context: ssl.SSLContext | None) -> bytes:
+    """What the endpoint says to a question for its version. Raises OSError, ssl.SSLError among them."""
+    host, _, port = endpoint.rpartition(":")
+    host = host.strip("[]")
+    with contextlib.ExitStack() as stack:
+        link = stack.enter_context(socket.create_connection((host, int(port)), timeout=LOOK_S))
+        if context is not None:
+            link = stack.enter_context(context.wrap_socket(link, server_hostname=host))
+        answer = b""
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            link.sendall(_REQUEST)
+            while len(answer) < 4096 and (piece := link.recv(4096)):
+                answer += piece
+        return answer
+
+
+def _speaks_tls(endpoint: str) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        _ask(endpoint, context)
+    except ssl.SSLError as error:
+        return "alert" in _reason(error)  # it asked for a certificate of ours
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _tls_trouble(endpoint: str, config: EtcdConfig, error: ssl.SSLError) -> str | None:
@@ -66,13 +80,18 @@ def _tls_trouble(endpoint: str, config: EtcdConfig, error: ssl.SSLError) -> str 
         return (
             f"The certificate of etcd at {endpoint} is not to be trusted ({error.verify_message}): check --etcd-cacert."
         )
-    reason = (error.reason or "").lower().replace("_", " ")
+    reason = _reason(error)
     if "alert" in reason or "certificate required" in reason:
         what = "does not take this client certificate" if config.cert else "wants a client certificate"
         return f"etcd at {endpoint} {what} ({reason}): check --etcd-cert and --etcd-key."
-    if reason in ("wrong version number", "record layer failure", "packet length too long", "http request"):
-        return f"{endpoint} does not speak TLS: leave out the certificates, or check --rdzv-endpoint."
+    with contextlib.suppress(OSError, ValueError):
+        if _ask(endpoint, None):
+            return f"{endpoint} does not speak TLS: leave out the certificates, or check --rdzv-endpoint."
     return None
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return (error.reason or "").lower().replace("_", " ")
 
 
 def _first_line(answer: bytes) -> str:

@@ -3,6 +3,9 @@
 Each watch knows the revision that it wants next. A new stream asks for everything from there, and what arrives twice
 is dropped. Only events move that revision: etcd's progress replies can overtake events (etcd-io/etcd#15220).
 
+An etcd that comes back without its data counts its revisions anew, and a watch that resumes would wait for ever. So a
+store that is behind what a watch has already seen ends the watch like a compaction does: read again, watch from there.
+
 A member that hangs keeps its stream open. So when nothing has come from it for a while, it is asked something that
 every etcd answers at once: to create a watch, which is cancelled again. (A progress request would be left unanswered
 by newer versions while a watch waits for a revision that does not exist yet, which is what ours do.)
@@ -62,7 +65,8 @@ class Watch:
 class Watcher:
     """The stream's user: which watches there are, and what etcd says about them."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, store_revision: Callable[[str], int]) -> None:
+        self._store_revision = store_revision  # as the quorum has it, by a read of this key; raises EtcdError
         self._stream = Stream(connections, messages.WATCH, "etcd-watch", self)
         self._lock = threading.Lock()
         self._watches: dict[int, Watch] = {}
@@ -136,6 +140,8 @@ class Watcher:
             return
         if reply.created:
             watch.denied = False
+            if reply.header.revision < watch.next_revision - 1 and not self._has(watch.next_revision - 1, watch):
+                return
         self._tell(watch, reply.events)
 
     def tick(self, now_s: float) -> float:
@@ -182,6 +188,19 @@ class Watcher:
                 watch.on_event(told)
             except Exception:  # the caller's bug; the other watches go on
                 logger.exception("the callback of the watch on %s failed at revision %d", watch.key, kv.mod_revision)
+
+    def _has(self, revision: int, watch: Watch) -> bool:
+        """Whether the store has `revision`, which the member of the stream has not (yet); if not, ends the watch."""
+        try:
+            newest = self._store_revision(watch.key)
+        except EtcdError as error:
+            self._stream.cut(f"the revision of the store is not known: {error}", leave_member=False)
+            return False
+        if newest >= revision:
+            return True  # the member only lags behind
+        text = f"The changes of {watch.key} cannot be followed: etcd lost its data (revision {newest} < {revision})."
+        self._end(watch, Compacted(text, newest))
+        return False
 
     def _canceled(self, watch: Watch, reply: Any) -> None:
         if reply.compact_revision:
