@@ -12,7 +12,7 @@ import selectors
 import signal
 import time
 from string import Template
-from typing import Any
+from typing import Any, cast
 
 from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -160,10 +160,9 @@ class SpotAgent(LocalElasticAgent):
             Worker(local, first + local, first + local, size, size)
             for local in range(worker_group.spec.local_world_size)
         ]
-        worker_group.group_rank = group_rank
-        worker_group.group_world_size = len(current.members)
-        worker_group.master_addr = current.store_address
-        worker_group.master_port = current.store_port
+        group: Any = worker_group  # torch declares these fields as None
+        group.group_rank, group.group_world_size = group_rank, len(current.members)
+        group.master_addr, group.master_port = current.store_address, current.store_port
         events.emit(
             "round_formed",
             f"round {current.number}: {len(current.members)} nodes, {size} workers ({current.reason})",
@@ -188,7 +187,7 @@ class SpotAgent(LocalElasticAgent):
                 self._round, group.group_rank, local, spec.role, spec.max_restarts, self._handler.get_run_id()
             )
             envs[local] = worker_environment(place)
-            self._set_local_rank_env(envs[local], local, spec)
+            self._set_local_rank_env(cast("dict[str, str | None]", envs[local]), local, spec)
             args[local] = tuple(macros.substitute([str(arg) for arg in spec.args], str(local)))
             if prefixes is not None and self._log_line_prefix_template:
                 prefixes[local] = Template(self._log_line_prefix_template).safe_substitute(

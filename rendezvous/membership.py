@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,7 @@ class Membership:
         self.keys = Keys(run_id)
         self.client = client
         self._job = job
+        self._job_value = encode(job)
         self._settings = settings
         self._node = node
         self._changed = changed
@@ -171,14 +173,16 @@ class Membership:
                 return None
             if again_s is not None:
                 return again_s
-        if not self._watches:
-            self._look()
+        if not self._watches:  # they were given up: read again what was missed
+            found = self.client.txn([], self._all_that_concerns())
+            self._look(found.responses[1:], found.revision)
         if self._predecessor_dead and self._predecessor is not None:
             events.emit("agent_dead", "the agent before this one in line is gone", target=self._predecessor.key)
             self._predecessor_dead = False
             self._revoke(self._predecessor.lease)
         if not self._in_line:
-            self._stand_in_line()
+            before = self._find_predecessor()
+            self._stand_in_line(before, before.mod_revision if before else 0)
         self._write_pending()
         return self._coordinator.step(now_s) if self._coordinator is not None else None
 
@@ -217,25 +221,33 @@ class Membership:
                 self._settings.lease_ttl_s,
                 on_lost=lambda: self._reactor.post(self, ("lost", generation, None)),
             )
-        self._agree()
-        key = self.keys.node(self._node.node_id)
-        value = encode(self._node)
+        key, value = self.keys.node(self._node.node_id), encode(self._node)
         result = self.client.txn(
-            [Compare.absent(key), Compare.absent(self.keys.outcome)],
-            [Op.put(key, value, self._session.lease_id), Op.get(key)],
-            [Op.get(key), Op.get(self.keys.outcome)],
+            [Compare.absent(key), Compare.absent(self.keys.outcome), Compare.value(self.keys.job, self._job_value)],
+            [Op.put(key, value, self._session.lease_id), *self._all_that_concerns()],
+            [Op.get(self.keys.job), Op.get(key), Op.get(self.keys.outcome)],
         )
         if result.succeeded:
-            self._create_revision = result.responses[1][0].create_revision
+            newest, *rest = result.responses[1:]
+            self._create_revision = newest[0].create_revision
+            before = newest[1] if len(newest) > 1 else None
         else:
-            there, outcome = result.responses
+            job, there, outcome = result.responses
             if outcome:
                 self._refuse_ended(decode(Outcome, outcome[0].value))
+            if not job or job[0].value != self._job_value:
+                self._agree(job[0] if job else None)
+                return now_s
             if not there or decode(Node, there[0].value).incarnation != self._node.incarnation:
                 return self._name_taken(now_s, there[0] if there else None)
             self._create_revision = there[0].create_revision  # an earlier try had been carried out
+            result = self.client.txn([], self._all_that_concerns())
+            _, *rest = result.responses
+            before = self._find_predecessor()
         self._name_taken_until_s, self._written = None, (self._node, None)
         self._become(joined=True)
+        self._look(rest, result.revision)
+        self._stand_in_line(before, result.revision)
         return None
 
     def _sweep(self) -> bool:
@@ -254,13 +266,12 @@ class Membership:
         ).succeeded
         return not self._fresh
 
-    def _agree(self) -> None:
-        result = self.client.txn(
-            [Compare.absent(self.keys.job)], [Op.put(self.keys.job, encode(self._job))], [Op.get(self.keys.job)]
-        )
-        if result.succeeded:
+    def _agree(self, found: KeyValue | None) -> None:
+        """Write what all nodes must agree on, or see that this node does."""
+        if found is None:
+            self.client.txn([Compare.absent(self.keys.job)], [Op.put(self.keys.job, self._job_value)])
             return
-        there = decode(Job, result.responses[0][0].value)
+        there = decode(Job, found.value)
         for name, flag in (("min_nodes", "--nnodes"), ("max_nodes", "--nnodes"), ("max_restarts", "--max-restarts")):
             ours, theirs = getattr(self._job, name), getattr(there, name)
             if ours != theirs:
@@ -268,6 +279,7 @@ class Membership:
                     f"The job {self.keys.run_id!r} runs with {name} = {theirs}, this node was started with {ours}: "
                     f"give the same {flag} on every node, or another --rdzv-id."
                 )
+        self._job_value = found.value
 
     def _refuse_ended(self, outcome: Outcome) -> None:
         raise JobRefused(
@@ -286,17 +298,21 @@ class Membership:
             )
         return now_s + NAME_RETRY_S
 
-    def _look(self) -> None:
-        """Read what concerns this node, and watch it from there."""
-        found = self.client.txn(
-            [], [Op.get(self.keys.round), Op.get(self.keys.outcome), Op.get_prefix(self.keys.drains)]
-        )
-        current, outcome, drains = found.responses
+    def _all_that_concerns(self) -> list[Op]:
+        return [
+            Op.newest(self.keys.nodes, 2),  # this node and the one before it
+            Op.get(self.keys.round),
+            Op.get(self.keys.outcome),
+            Op.get_prefix(self.keys.drains),
+        ]
+
+    def _look(self, found: Sequence[tuple[KeyValue, ...]], revision: int) -> None:
+        """Take in what was read at `revision`, and watch it from there."""
         changes: dict[str, Any] = {"drains": {}}
-        for kv in (*current, *outcome, *drains):
+        for kv in itertools.chain(*found):
             self._take(changes, kv.key, kv.value)
         for key, prefix in ((self.keys.round, False), (self.keys.outcome, False), (self.keys.drains, True)):
-            self._watches.append(self._watch(key, found.revision + 1, prefix=prefix))
+            self._watches.append(self._watch(key, revision + 1, prefix=prefix))
         self._become(**changes)
 
     def _watch(self, key: str, start_revision: int, *, prefix: bool = False) -> Watch:
@@ -334,10 +350,17 @@ class Membership:
             self._last_round = changes["round"].number
         self._become(**changes)
 
-    def _stand_in_line(self) -> None:
-        """Find and watch the node before this one, or coordinate where there is none."""
+    def _find_predecessor(self) -> KeyValue | None:
+        while True:
+            before = self.client.predecessor(self.keys.nodes, self._create_revision)
+            there = self.client.get(before.key) if before is not None else None
+            if there is not None or before is None:
+                return there  # else it went meanwhile
+
+    def _stand_in_line(self, before: KeyValue | None, revision: int) -> None:
+        """Watch the node before this one, or coordinate where there is none."""
         self._let_go()
-        before = self.client.predecessor(self.keys.nodes, self._create_revision)
+        self._in_line = True
         if before is None:
             logger.debug("this node coordinates")
             self._coordinator = Coordinator(
@@ -351,16 +374,12 @@ class Membership:
                 self._liveness,
                 lambda event: self._reactor.post(self, ("coordinator", 0, event)),
             )
-            self._in_line = True
             return
-        there = self.client.get(before.key)
-        if there is None or there.create_revision != before.create_revision:
-            return self._stand_in_line()  # it went meanwhile
-        self._predecessor, self._in_line = there, True
-        self._predecessor_watch = self._watch(there.key, there.mod_revision + 1)
+        self._predecessor = before
+        self._predecessor_watch = self._watch(before.key, revision + 1)
         with contextlib.suppress(BadRecord):
-            node = decode(Node, there.value)
-            generation, lease = self._generation, there.lease
+            node = decode(Node, before.value)
+            generation, lease = self._generation, before.lease
 
             def tell(state: State) -> None:
                 self._reactor.post(self, ("liveness", generation, (state, lease)))

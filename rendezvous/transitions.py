@@ -192,7 +192,7 @@ def _form(view: View, members: list[Member], kind: str, reason: str, coordinator
     nodes = {live.node.node_id: live.node for live in view.live}
     host = nodes[members[0].node_id]
     last = view.round
-    if last is not None and (host.address, host.store_port) == (last.store_address, last.store_port):
+    if last is not None and last.members[0] == members[0] and last.store_port == host.store_port:
         return Wait()  # its agent is about to announce a fresh store
     number = max([live.node.last_round for live in view.live] + [last.number if last else 0]) + 1
     restarts = (last.restarts if last else 0) + charged

@@ -1,0 +1,3 @@
+from tests.etcd_servers import etcd, shared_etcd
+
+__all__ = ["etcd", "shared_etcd"]
