@@ -5,9 +5,8 @@ They die with the demo, however that ends: by the context manager, or by the ker
 
 from __future__ import annotations
 
+import contextlib
 import os
-import select
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import psutil
 
 from spotrun import events
 from spotrun.demo.scene import Process
@@ -100,35 +101,24 @@ class Nodes:
         return self.log_file(node).read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
 
     def end(self) -> None:
-        """End all that still run, and wait until they and their workers are gone. Idempotent."""
-        workers = self._worker_pids()
+        """Kill all that still run, and wait until they and what they started are gone. Idempotent."""
+        started = self._descendants()
         for agent in self._agents.values():
             if agent.poll() is None:
-                agent.send_signal(signal.SIGKILL)  # their workers die with them
+                agent.kill()  # zygotes and workers die with their agent
         for agent in self._agents.values():
             agent.wait()
-        end_s = time.monotonic() + GONE_S
-        for pid in workers:
-            _await_end(pid, end_s)
+        for process in psutil.wait_procs(started, timeout=GONE_S)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
-    def _worker_pids(self) -> list[int]:
-        """Of agents that still run; of the others the numbers may be somebody else's by now."""
-        alive = {process.node for process in self.processes() if process.exit_code is None}
-        started = [
-            event for node in alive for event in self.events().get(node, ()) if event["kind"] == "workers_started"
-        ]
-        return [pid for event in started for pid in event["pids"]]
+    def _descendants(self) -> list[psutil.Process]:
+        found: list[psutil.Process] = []
+        for agent in self._agents.values():
+            if agent.poll() is None:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found += psutil.Process(agent.pid).children(recursive=True)
+        return found
 
     def _note(self, kind: str, node: str) -> None:
         self.deeds.append(Deed(kind, node, time.monotonic()))
-
-
-def _await_end(pid: int, end_s: float) -> None:
-    try:
-        fd = os.pidfd_open(pid)
-    except OSError:  # gone already
-        return
-    try:
-        select.select([fd], [], [], max(0.0, end_s - time.monotonic()))
-    finally:
-        os.close(fd)

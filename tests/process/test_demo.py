@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,22 +43,29 @@ def test_the_script_is_torchruns_too_and_its_curve_is_the_same_in_any_world(tmp_
     assert alone[0]["loss"] == pytest.approx(4.6, abs=0.1), "as good as guessing among 96 characters"
 
 
+@dataclass
+class Demo:
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait(self, timeout_s: float) -> tuple[int, str]:
+        """Its exit code and all that it printed."""
+        return self.process.wait(timeout_s), self.log.read_text()
+
+
 @contextmanager
-def demo(out: Path, *flags: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def demo(out: Path, *flags: str, **environment: str) -> Iterator[Demo]:
     command = [sys.executable, "-m", "spotrun", "demo", f"--out={out}", *flags]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**ENVIRONMENT, **environment},
-        start_new_session=True,
-    )
+    log = out / "said"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env={**ENVIRONMENT, **environment}, start_new_session=True
+        )
     try:
-        yield process
+        yield Demo(process, log)
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -66,9 +74,9 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(300)
 def test_the_demo_survives_a_kill_takes_a_node_in_and_lets_one_go(tmp_path: Path) -> None:
-    with demo(tmp_path, "--seconds=40") as process:
-        said, _ = process.communicate()
-    assert process.returncode == 0, said
+    with demo(tmp_path, "--seconds=40") as running:
+        code, said = running.wait(250)
+    assert code == 0, said
     assert "Traceback" not in said
     for words in ("node-a killed", "node-d joined", "left", "Training again at world size 3", "Loss 4."):
         assert words in said
@@ -90,13 +98,13 @@ def test_the_demo_survives_a_kill_takes_a_node_in_and_lets_one_go(tmp_path: Path
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_demo_that_is_stopped_ends_cleanly(tmp_path: Path, signum: signal.Signals, code: int) -> None:
-    with demo(tmp_path) as process:
+    with demo(tmp_path) as running:
         until("training", lambda: len(metrics(tmp_path)) > 3)
-        family = [child.pid for child in descendants(process.pid)]
+        family = [child.pid for child in descendants(running.process.pid)]
         assert len(family) >= 7, "etcd, agents, workers"
-        process.send_signal(signum)
-        said, _ = process.communicate(timeout=20)
-    assert process.returncode == code, said
+        running.process.send_signal(signum)
+        ended, said = running.wait(20)
+    assert ended == code, said
     assert "nothing of it is left running" in said
     assert "Traceback" not in said
     assert not any(map(alive, family))
@@ -104,11 +112,10 @@ def test_a_demo_that_is_stopped_ends_cleanly(tmp_path: Path, signum: signal.Sign
 
 @pytest.mark.timeout(200)
 def test_a_demo_that_is_killed_takes_all_its_processes_with_it(tmp_path: Path) -> None:
-    with demo(tmp_path, TMPDIR=str(tmp_path)) as process:  # nobody is left to remove etcd's folder
+    with demo(tmp_path, TMPDIR=str(tmp_path)) as running:  # nobody is left to remove etcd's folder
         until("training", lambda: len(metrics(tmp_path)) > 3)
-        family = [child.pid for child in descendants(process.pid)]
-        process.kill()
-        process.communicate()
+        family = [child.pid for child in descendants(running.process.pid)]
+        running.process.kill()
         until("all its processes are gone", lambda: not any(map(alive, family)), 10)
 
 
