@@ -15,6 +15,7 @@ import random
 import runpy
 import sys
 import time
+import types
 from importlib.machinery import SourceFileLoader
 from multiprocessing import process
 from types import TracebackType
@@ -28,7 +29,8 @@ def become(job: dict[str, Any], forget: frozenset[str]) -> None:
     """
     command: list[str] = job["command"]
     _rewrite_command_line(command)
-    os.environ.clear()  # not update(): C code reads the environment too, and both follow
+    os.environ.clear()
+    ctypes.CDLL(None).clearenv()  # what C code has set: readline, when it is imported
     os.environ.update(job["environment"])
     _reseed()
     for name in forget:
@@ -37,9 +39,7 @@ def become(job: dict[str, Any], forget: frozenset[str]) -> None:
     process.ORIGINAL_DIR = os.path.abspath(os.curdir)  # type: ignore[attr-defined]
     process._current_process = type(process.current_process())()  # type: ignore[attr-defined]  # its key is a secret
     sys.orig_argv = list(command)
-    main = sys.modules["__main__"].__dict__
-    for name in [name for name in main if not (name.startswith("__") and name.endswith("__"))]:
-        del main[name]
+    main = _fresh_main()
     try:
         if command[2] == "-m":
             _prepend_path(os.getcwd())
@@ -63,11 +63,25 @@ def become(job: dict[str, Any], forget: frozenset[str]) -> None:
 def _run_script(script: str, args: list[str], main: dict[str, Any]) -> None:
     sys.argv = [script, *args]
     _prepend_path(os.path.dirname(os.path.realpath(script)))
-    path = script if os.path.isabs(script) else os.path.join(os.getcwd(), script.removeprefix("./"))
+    path = script if os.path.isabs(script) else os.path.join(os.getcwd(), script)
     main.update(__file__=path, __cached__=None, __loader__=SourceFileLoader("__main__", path))
-    with open(path, "rb") as file:
-        source = file.read()
-    exec(compile(source, path, "exec", dont_inherit=True), main)
+    try:
+        with open(path, "rb") as file:
+            code = compile(file.read(), path, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, OSError):  # let a fresh python say it in its own words
+        os.execv(sys.executable, sys.orig_argv)
+    exec(code, main)
+
+
+def _fresh_main() -> dict[str, Any]:
+    """Not the zygote's own, emptied: that one is frozen, so what it holds would not be collected at the end."""
+    module = types.ModuleType("__main__")
+    known = vars(sys.modules["__main__"])
+    vars(module).update({name: known[name] for name in known if name.startswith("__") and name.endswith("__")})
+    if "__annotations__" in known:
+        module.__annotations__ = {}
+    sys.modules["__main__"] = module
+    return vars(module)
 
 
 def _prepend_path(folder: str) -> None:

@@ -202,6 +202,7 @@ class Workers:
             self._zygote = subprocess.Popen(
                 [sys.executable, *flags, "-c", _COMMAND, str(theirs.fileno()), _ROOT, " ".join(self._modules)],
                 pass_fds=[theirs.fileno()],
+                env=dict(os.environ),  # as the workers get it, without what C code (readline) has set behind Python
                 start_new_session=True,  # a terminal's Ctrl-C is the agent's to act on
             )
         self._channel = Channel(ours)

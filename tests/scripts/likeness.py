@@ -52,7 +52,9 @@ def look() -> dict[str, object]:
         "loader": [type(main.__loader__).__name__, main.__loader__.name, main.__loader__.path],
         "main is this": main.__dict__ is globals(),
         "cached": repr(getattr(main, "__cached__", "none")),
-        "c environment": subprocess.run(["env"], capture_output=True, text=True).stdout.splitlines(),
+        "c environment": subprocess.run(
+            ["env"], capture_output=True, text=True, errors="surrogateescape"
+        ).stdout.splitlines(),
         "cwd": os.getcwd(),
         "umask": os.umask(0o22),
         "signals": {str(each): repr(signal.getsignal(each)) for each in signal.valid_signals()},
