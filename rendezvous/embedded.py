@@ -107,9 +107,9 @@ class EmbeddedEtcd:
             self._folder = self._data_dir or Path(tempfile.mkdtemp(prefix="spotrun-etcd-"))
         end_s = time.monotonic() + timeout_s
         for tries_left in reversed(range(PORT_TRIES)):
-            if not self._fixed_port:
-                self.port = _free_port(self.host)
             try:
+                if not self._fixed_port:
+                    self.port = _free_port(self.host)
                 self._start_once(binary, self._folder, end_s)
             except BaseException as error:
                 taken = _PORT_TAKEN in str(error)

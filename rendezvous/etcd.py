@@ -24,7 +24,7 @@ import grpc
 
 from spotrun.errors import EtcdError, EtcdRefused, EtcdUnavailable, LeaseLost
 from spotrun.rendezvous import etcd_messages as messages
-from spotrun.rendezvous.etcd_connections import Connections, EtcdConfig, backoff_s
+from spotrun.rendezvous.etcd_connections import Connections, EtcdConfig, Retired, backoff_s
 from spotrun.rendezvous.etcd_diagnosis import diagnose, too_old
 from spotrun.rendezvous.etcd_failures import Verdict, code_of, details_of, judge
 from spotrun.rendezvous.etcd_keys import encode_key, key_range, text_key
@@ -279,6 +279,8 @@ class EtcdClient:
             except grpc.RpcError as error:
                 why = f"{connection.endpoint}: {code_of(error).name}, {details_of(error)}"
                 verdict = judge(error, connection.endpoint, method.does)
+            except Retired:
+                continue
             except ValueError:
                 connections.raise_if_closed()  # gRPC's way to say that the channel was closed meanwhile
                 raise

@@ -54,6 +54,10 @@ class EtcdConfig:
         return any((self.ca_cert, self.cert, self.key))
 
 
+class Retired(Exception):
+    """Raised on beginning to use a connection that somebody else has just given up: take the next one."""
+
+
 class Connection:
     """One channel to one endpoint. It closes when it is retired and the last user is done: closing cancels requests."""
 
@@ -71,7 +75,7 @@ class Connection:
         self._retired = False
 
     def unary(self, method: Method, request: Any, timeout_s: float, token: str | None) -> Any:
-        """One request, one attempt. Raises grpc.RpcError."""
+        """One request, one attempt. Raises grpc.RpcError, Retired, and ValueError once the client has been closed."""
         with self.used():
             reply = self._method(self._channel.unary_unary, method)(
                 request, timeout=timeout_s, metadata=_metadata(token)
@@ -93,24 +97,31 @@ class Connection:
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """While within, the channel stays open unless the client itself closes."""
+        """While within, the channel stays open unless the client itself closes. Raises Retired."""
         with self._lock:
+            if self._retired:
+                raise Retired
             self._users += 1
         try:
             yield
         finally:
             with self._lock:
                 self._users -= 1
-                last = self._retired and not self._users
-            if last:
-                self._channel.close()
+            self._close_if_done()
 
     def retire(self, *, at_once: bool = False) -> None:
         with self._lock:
             self._retired = True
-            idle = not self._users
-        if idle or at_once:
+        if at_once:
             self._channel.close()
+        else:
+            self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        with self._lock:
+            done = self._retired and not self._users
+        if done:
+            self._channel.close()  # twice does no harm
 
     def _method(self, factory: Any, method: Method) -> Any:
         if method.path not in self._methods:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import grpc
 
 from spotrun.errors import EtcdError, EtcdUnavailable
-from spotrun.rendezvous.etcd_connections import Connection, Connections, backoff_s
+from spotrun.rendezvous.etcd_connections import Connection, Connections, Retired, backoff_s
 from spotrun.rendezvous.etcd_failures import Verdict, code_of, judge
 from spotrun.rendezvous.etcd_messages import Method
 
@@ -91,7 +91,7 @@ class Stream:
     def cut(self, why: str, *, leave_member: bool) -> None:
         """End the stream, so that a new one opens; on another member if this one is no good."""
         call, connection = self._call, self._connection
-        if connection is None:
+        if call is None or connection is None:
             return
         logger.debug("the %s stream to %s is opened anew: %s", self._name, connection.endpoint, why)
         if leave_member:
@@ -123,6 +123,8 @@ class Stream:
             opened_s = time.monotonic()
             try:
                 self._run_once()
+            except Retired:
+                continue
             except EtcdUnavailable as error:
                 logger.debug("the %s stream waits: %s", self._name, error)
             except EtcdError as error:

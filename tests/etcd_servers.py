@@ -61,10 +61,16 @@ def kill(server: EmbeddedEtcd) -> None:
 def stopped(server: EmbeddedEtcd) -> Iterator[None]:
     """SIGSTOP: the server's connections stay open, but nothing is answered. Heals afterwards."""
     send_signal(server, signal.SIGSTOP)
+    tasks = Path(f"/proc/{server.pid}/task")
+    until("all its threads have stopped", lambda: all(_state(task) == "T" for task in tasks.iterdir()))
     try:
         yield
     finally:
         send_signal(server, signal.SIGCONT)
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def admin(server: EmbeddedEtcd, path: str, **body: Any) -> Any:

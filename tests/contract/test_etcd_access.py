@@ -171,7 +171,7 @@ def test_a_certificate_that_cannot_be_read_is_named(secured: Secured, tmp_path: 
 # -- users, without TLS
 
 
-@pytest.fixture(params=[300, 2], ids=["", "short-lived-tokens"])
+@pytest.fixture(params=[300, 1], ids=["", "short-lived-tokens"])
 def guarded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EmbeddedEtcd]:
     """A server with a user for everything, and one for what lies below /mine/. Its tokens live for `param` seconds."""
     port = unused_port()
@@ -187,7 +187,7 @@ def as_user(server: EmbeddedEtcd, user: str = "user", password: str = PASSWORD) 
 
 
 lasting = pytest.mark.parametrize("guarded", [300], indirect=True)
-short_lived = pytest.mark.parametrize("guarded", [2], indirect=True)
+short_lived = pytest.mark.parametrize("guarded", [1], indirect=True)
 
 
 @lasting
@@ -238,12 +238,12 @@ def test_a_login_that_expired_is_renewed_for_calls_watches_and_leases(guarded: E
         start = client.put("/mine/a", "1", session.lease_id)
         old.watch(client, "/mine/a", start)
         until("the first event", lambda: old.values == ["1"])
-        threading.Event().wait(5.0)  # a token that is not used lives for 2 s
+        threading.Event().wait(3.0)  # a token that is not used lives for 1 s, give or take one
         new.watch(client, "/mine/a", start)  # on the stream that was opened with the old token
         until("the new watch works", lambda: new.values == ["1"], detail=lambda: str(new.errors))
         writing.put("/mine/a", "2", session.lease_id)
         until("both watches work", lambda: old.values == new.values == ["1", "2"])
-        threading.Event().wait(5.0)
+        threading.Event().wait(3.0)
         assert client.get("/mine/a")
         assert not session.lost.is_set()
         session.close()

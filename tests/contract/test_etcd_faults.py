@@ -252,6 +252,30 @@ def version_of(client: EtcdClient) -> int:
     return kv.version if kv is not None else 0
 
 
+def test_threads_that_share_a_client_all_survive_broken_connections(private_etcd: EmbeddedEtcd) -> None:
+    with Proxy(private_etcd) as proxy, client_of(proxy) as client, ThreadPoolExecutor(8) as pool:
+        stop = threading.Event()
+
+        def work(name: int) -> int:
+            done = 0
+            while not stop.is_set():
+                client.put(f"key/{name}", str(done))
+                assert client.get(f"key/{name}")
+                done += 1
+            return done
+
+        work_done = [pool.submit(work, name) for name in range(8)]
+        try:
+            for _ in range(20):
+                proxy.cut()
+                with proxy.away():
+                    threading.Event().wait(0.05)
+                threading.Event().wait(0.05)
+        finally:
+            stop.set()
+        assert all(one.result() > 0 for one in work_done)
+
+
 def test_a_read_whose_answer_is_lost_is_sent_again(private_etcd: EmbeddedEtcd) -> None:
     with Proxy(private_etcd) as proxy, Proxy(private_etcd) as other, client_of(proxy, other) as client:
         assert client.get("key") is None
