@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from spotrun.config import parse_endpoints, split_endpoint
-from spotrun.errors import EtcdError, UsageError
+from spotrun.errors import EtcdError
 from spotrun.rendezvous.embedded import EmbeddedEtcd
 from spotrun.rendezvous.keys import Keys
 
@@ -64,16 +64,39 @@ def etcd_where_named(config: LaunchConfig) -> Iterator[str]:
 def _start_if_missing(host: str, port: int) -> EmbeddedEtcd | None:
     from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname
 
-    if not _matches_machine_hostname(host) or _listens(host, port):
+    if not _matches_machine_hostname(host):
         return None
-    etcd = EmbeddedEtcd(host=_bind_address(host), port=port)
-    try:
-        etcd.start()
-    except UsageError:
-        if _listens(host, port):  # another agent on this host was faster
-            return None
-        raise
-    return etcd
+    while not _listens(host, port):
+        with _turn(port) as mine:
+            # Looked at once more: the agent whose turn it was before has ended it, with its etcd serving.
+            if mine and not _listens(host, port):
+                etcd = EmbeddedEtcd(host=_bind_address(host), port=port)
+                etcd.start()
+                return etcd
+    return None
+
+
+@contextlib.contextmanager
+def _turn(port: int) -> Iterator[bool]:
+    """Whether it is ours to start an etcd at `port`, of all agents on this host; if not, wait until theirs is done.
+
+    The lock is a socket with an abstract name: the kernel frees it with its process, and nothing is left in a folder.
+    Who comes second connects to it, and hears of its end by the end of the connection.
+    """
+    name = f"\0spotrun-etcd-{port}"
+    with socket.socket(socket.AF_UNIX) as lock:
+        try:
+            lock.bind(name)
+            lock.listen()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            with contextlib.suppress(OSError):
+                lock.connect(name)
+                lock.recv(1)
+            yield False
+            return
+        yield True
 
 
 def _listens(host: str, port: int) -> bool:

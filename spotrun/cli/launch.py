@@ -6,8 +6,10 @@ What needs no torch is checked before torch is imported.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import shutil
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +64,12 @@ def run(args: argparse.Namespace) -> None:
     SystemExit where the node was drained or stopped by a signal.
     """
     lowest, highest = values.parse_nnodes(args.nnodes)
-    _check_script(args.training_script, python=not (args.module or args.no_python))
+    by_path = args.run_path  # goes before --no-python
+    _check_script(
+        args.training_script,
+        python=by_path or not (args.module or args.no_python),
+        program=args.no_python and not (by_path or args.module),
+    )
     if args.rdzv_backend != BACKEND:
         _run_by_torch(args)
         return
@@ -87,11 +94,15 @@ def run(args: argparse.Namespace) -> None:
         values.parse_endpoints(args.rdzv_endpoint)
         check_run_id(args.rdzv_id)
     config, entrypoint, script_args = config_from_args(args)
-    with own_etcd() if alone else etcd_where_named(config) as endpoint:
-        from spotrun.launcher.launch import launch_agent
+    try:
+        with own_etcd() if alone else etcd_where_named(config) as endpoint:
+            from spotrun.launcher.launch import launch_agent
 
-        config.rdzv_endpoint = endpoint
-        launch_agent(config, entrypoint, script_args, options)
+            config.rdzv_endpoint = endpoint
+            launch_agent(config, entrypoint, script_args, options)
+    finally:
+        if args.log_dir is None and config.logs_specs is not None:
+            _remove_empty(config.logs_specs.root_log_dir)
 
 
 def config_from_args(args: argparse.Namespace) -> tuple[LaunchConfig, Callable[..., Any] | str, list[str]]:
@@ -104,14 +115,24 @@ def config_from_args(args: argparse.Namespace) -> tuple[LaunchConfig, Callable[.
     if args.nproc_per_node.lstrip("-").isdigit() and int(args.nproc_per_node) < 1:
         raise UsageError(f"--nproc-per-node={args.nproc_per_node} starts no worker: give 1 or more.")
     try:
+        settings = _settings(args) if args.rdzv_backend == BACKEND else {}
         config, entrypoint, script_args = torchrun.config_from_args(args)
     except (ValueError, AssertionError) as error:
         raise TorchRefused(str(error)) from error
-    if args.rdzv_backend == BACKEND:
-        given = {conf: getattr(args, dest, None) for dest, conf in CONF_KEYS.items()}
-        config.rdzv_configs.update({conf: value for conf, value in given.items() if value not in (None, False)})
-        _check_settings(config.rdzv_configs)
+    config.rdzv_configs.update(settings)
     return config, entrypoint, script_args
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What --rdzv-conf and our flags say, the flags winning, once it is checked."""
+    from torch.distributed.elastic.rendezvous.utils import _parse_rendezvous_config
+
+    settings: dict[str, Any] = dict(_parse_rendezvous_config(args.rdzv_conf))
+    for dest, conf in CONF_KEYS.items():
+        if value := getattr(args, dest, None):
+            settings[conf] = value
+    _check_settings(settings)
+    return settings
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
@@ -143,14 +164,25 @@ def _run_by_torch(args: argparse.Namespace) -> None:
     torchrun.run(args)  # type: ignore[no-untyped-call]
 
 
-def _check_script(script: str, *, python: bool) -> None:
+def _check_script(script: str, *, python: bool, program: bool = False) -> None:
     """Raises UsageError where there is no such script; workers would only tell so after the rendezvous."""
     if python and "PYTHON_EXEC" not in os.environ and not Path(script).exists():
         raise UsageError(f"There is no script {script!r} in {Path.cwd()}: `spotrun --help` lists commands and flags.")
+    if program and shutil.which(script) is None:
+        raise UsageError(
+            f"There is no program {script!r} that can be run: --no-python takes a path, or a name on PATH."
+        )
 
 
 def _switched_on(variable: str) -> bool:
     return os.environ.get(variable, "0") != "0"
+
+
+def _remove_empty(folder: str | None) -> None:
+    """Remove the folder that torch has made for logs, unless there are some."""
+    for path, _, _ in os.walk(folder or "", topdown=False):
+        with contextlib.suppress(OSError):  # there is something in it
+            os.rmdir(path)
 
 
 def _log_to_stderr() -> None:
