@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
 import time
@@ -108,9 +109,10 @@ class Nodes:
                 agent.kill()  # zygotes and workers die with their agent
         for agent in self._agents.values():
             agent.wait()
-        for process in psutil.wait_procs(started, timeout=GONE_S)[1]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        end_s = time.monotonic() + GONE_S
+        for process in started:
+            if process.is_running():
+                _await_end(process.pid, end_s)
 
     def _descendants(self) -> list[psutil.Process]:
         found: list[psutil.Process] = []
@@ -122,3 +124,13 @@ class Nodes:
 
     def _note(self, kind: str, node: str) -> None:
         self.deeds.append(Deed(kind, node, time.monotonic()))
+
+
+def _await_end(pid: int, end_s: float) -> None:
+    """By a pidfd, which tells of the end itself: as orphans they may stay zombies where PID 1 does not reap."""
+    with contextlib.suppress(ProcessLookupError):
+        fd = os.pidfd_open(pid)
+        try:
+            select.select([fd], [], [], max(0.0, end_s - time.monotonic()))
+        finally:
+            os.close(fd)

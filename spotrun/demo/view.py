@@ -15,10 +15,10 @@ from rich.text import Text
 from spotrun.demo.scene import NodeRow, Scene, Story
 from spotrun.demo.timeline import Incident, Timeline
 
-WIDTH = 80
+WIDTH = 78  # of 80 columns: the ^C that a terminal echoes must not wrap into a line that rich does not know of
 STORIES = 12  # lines kept for what happened; the view never changes its height
 NODES = 4
-SPARK_WIDTH = 60
+SPARK_WIDTH = 58
 BARS = "▁▂▃▄▅▆▇█"
 TONES = {"deed": "bold yellow", "round": "", "good": "green", "bad": "bold red"}
 STATES = {"training": "green", "killed": "red", "left": "dim", "leaving": "yellow", "done": "green"}
@@ -46,7 +46,7 @@ def live(now: Scene) -> RenderableType:
     head = Table.grid(expand=True)
     head.add_column()
     head.add_column(justify="right")
-    head.add_row(Text(progress(now), style="bold"), Text(f"{clock(now.passed_s)} of about {clock(now.seconds)}"))
+    head.add_row(Text(progress(now), style="bold"), Text(f"{clock(now.passed_s)} of {clock(now.seconds)}"))
     nodes = Table.grid(padding=(0, 3))
     for width in (8, 20, 8):
         nodes.add_column(min_width=width)
