@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.multiprocessing.tail_log import TailLog
 
+TAIL_INTERVAL_S = 0.02  # each stop waits for one; torch's default of 0.1 would be half of a warm restart
+
 
 class Streams:
     """`dest` says which files the workers write; the tails copy what is to be seen here as well."""
@@ -25,14 +27,17 @@ class Streams:
         self.dest = logs_specs.reify(envs)  # also sets TORCHELASTIC_ERROR_FILE in `envs`
         self._files = ExitStack()
         out, err = self.dest.tee_stdouts, self.dest.tee_stderrs
-        self._tails = [TailLog(name, out, sys.stdout, prefixes), TailLog(name, err, sys.stderr, prefixes)]
+        self._tails = [
+            TailLog(name, out, sys.stdout, prefixes, TAIL_INTERVAL_S),
+            TailLog(name, err, sys.stderr, prefixes, TAIL_INTERVAL_S),
+        ]
         for filters, path, tee in (
             (stdout_filters, self.dest.filtered_stdout, out),
             (stderr_filters, self.dest.filtered_stderr, err),
         ):
             if filters:
                 file = self._files.enter_context(open(path, "w", errors="replace", buffering=1))  # noqa: SIM115
-                self._tails.append(TailLog(name, tee, file, prefixes, log_line_filter=_any_of(filters)))
+                self._tails.append(TailLog(name, tee, file, prefixes, TAIL_INTERVAL_S, _any_of(filters)))
 
     def start(self) -> None:
         for tail in self._tails:

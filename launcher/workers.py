@@ -83,6 +83,11 @@ class Workers:
     def fileno(self) -> int:
         return self._epoll.fileno()
 
+    @property
+    def zygote_pid(self) -> int | None:
+        """None while there is none: it died, and the next start makes another."""
+        return self._zygote.pid if self._zygote is not None else None
+
     def start(
         self,
         *,
