@@ -35,6 +35,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except SpotrunError as error:
         sys.stderr.write(f"spotrun: {error}\n")
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:  # before there was an agent to handle it
+        sys.exit(130)
     except BrokenPipeError:  # `spotrun events | head`
         sys.stderr.close()
         sys.exit(141)

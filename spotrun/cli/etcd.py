@@ -45,8 +45,7 @@ class Member:
 
     def arguments(self) -> list[str]:
         """etcd's flags."""
-        everywhere = "127.0.0.1" if _is_loopback(self.host) and self.host != "::1" else None
-        listen = everywhere or ("[::1]" if self.host == "::1" else "0.0.0.0")
+        listen = _listen_host(self.host)
         peer_url = f"http://{self.url_host}:{self.peer_port}"
         return [
             f"--name={self.name}",
@@ -92,7 +91,7 @@ def etcd(
     One member is a single point of failure; three on three hosts survive the loss of any. Give each of them the same
     --initial-cluster. Flags behind -- go to etcd as they are, such as -- --cert-file=server.pem --key-file=server.key.
     """
-    address = host or socket.getfqdn()
+    address = host or _own_name()
     member = Member(name or address, address, port, peer_port, Path(data_dir).expanduser().resolve(), initial_cluster)
     check(member)
     binary = str(find_etcd())
@@ -130,8 +129,20 @@ def _taken(port: int) -> bool:
     return False
 
 
-def _is_loopback(host: str) -> bool:
+def _own_name() -> str:
+    """The full name of this host, unless its resolver only knows it as localhost."""
+    full = socket.getfqdn()
+    return socket.gethostname() if full.startswith("localhost") else full
+
+
+def _listen_host(host: str) -> str:
+    """Loopback stays loopback; any other name means every interface, since it may resolve to another one here."""
+    if host == "localhost":
+        return "127.0.0.1"
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return "0.0.0.0"
+    if address.version == 6:
+        return f"[{address}]"
+    return str(address) if address.is_loopback else "0.0.0.0"
