@@ -56,10 +56,11 @@ def pids_in(folder: Path, pattern: str) -> list[int]:
 
 
 def test_a_group_succeeds_when_all_have(
-    workers: Workers, script: Callable[..., tuple[str, ...]], tmp_path: Path
+    workers: Workers, script: Callable[..., tuple[str, ...]], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     assert workers.poll().state == "none"
     pids = start(workers, script("print('hello', RANK)"), tmp_path / "logs", count=2)
+    assert workers.forked == (2 if "warm" in request.node.name else 0)
     status = settle(workers)
     assert (status.state, status.failures, status.pids) == ("succeeded", {}, pids)
     assert workers.poll().state == "succeeded"
@@ -316,3 +317,33 @@ def test_many_rounds_leave_nothing(workers: Workers, script: Callable[..., tuple
         stopped = stopped or held()
     until("all that the rounds held is given back", lambda: held() <= stopped, detail=lambda: f"{held()}, {stopped}")
     assert zygote.children(recursive=True) == []
+
+
+def test_signals_for_the_whole_job_do_not_end_the_zygote(
+    workers: Workers, script: Callable[..., tuple[str, ...]], tmp_path: Path
+) -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        assert workers.zygote_pid is not None
+        os.kill(workers.zygote_pid, signum)
+    # The workers still have the dispositions of a fresh python.
+    text = "import signal\nfrom signal import getsignal\n"
+    text += "print(*[getsignal(n).name for n in (15, 1, 3, 10, 12, 17)], getsignal(2).__name__)"
+    outcome = run(workers, script(text), tmp_path / "logs")[0]
+    assert outcome.out.split() == ["SIG_DFL"] * 6 + ["default_int_handler"]
+
+
+def test_a_working_directory_that_is_gone_changes_nothing(
+    workers: Workers, script: Callable[..., tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        assert run(workers, script("print(1)"), tmp_path / "logs")[0].out == "1\n"
+
+
+def test_workers_start_in_the_directory_that_the_agent_is_in_then(
+    workers: Workers, script: Callable[..., tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(workers, script("print(os.getcwd())"), tmp_path / "logs")[0].out == f"{tmp_path}\n"
