@@ -22,9 +22,11 @@ from torch.distributed.elastic.utils.api import macros
 
 from spotrun import events
 from spotrun.errors import JobRefused, SpotrunError
+from spotrun.launcher.commits import Commits
 from spotrun.launcher.decide import Action, Situation, decide
 from spotrun.launcher.environment import Place, worker_environment
 from spotrun.launcher.failures import process_failures, record
+from spotrun.launcher.link import Link
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
 from spotrun.rendezvous.handler import EtcdRendezvousHandler
@@ -32,6 +34,8 @@ from spotrun.rendezvous.state import Drain, Report, Round
 
 logger = logging.getLogger("spotrun")
 
+RELEASE_S = 5.0  # workers whose round is over leave it within this time, or are ended
+BOUNDARY_S = 120.0  # and this long where they may go on to the agreed step first
 ABORT_GRACE_S = 1.0  # between SIGTERM and SIGKILL where the round is over anyway; no handler can still use a collective
 
 
@@ -69,9 +73,12 @@ class SpotAgent(LocalElasticAgent):
         self._wakeup = wakeup
         self._handler = handler
         self._membership = handler.membership
+        self._link = Link(Commits(handler.membership).take)
+        self._released_for = 0
+        self._told_drains: tuple[int, frozenset[str]] = (0, frozenset())
+        self._overdue_s: float | None = None
         self._round: Round | None = None
         self._started_as = ""
-        self._started_s = 0.0
         self._reported = False
         self._told = False
         self._signal: signal.Signals | None = None
@@ -81,16 +88,23 @@ class SpotAgent(LocalElasticAgent):
     # -- the loop
 
     def _invoke_run(self, role: str = "") -> RunResult:
-        self._handler.start()
         with selectors.DefaultSelector() as selector:
             selector.register(self._wakeup, selectors.EVENT_READ)
             selector.register(self._workers, selectors.EVENT_READ)
+            selector.register(self._link, selectors.EVENT_READ)
             while True:
-                while (action := decide(self._situation())) is not Action.WAIT:
+                situation = self._situation()
+                if not self._workers.warming:
+                    # The others train on until this node can start its workers at once.
+                    self._handler.start()
+                while (action := decide(situation)) is not Action.WAIT:
                     if action is Action.FINISH:
                         return self._finish()
                     self._apply(action)
-                selector.select()
+                    situation = self._situation()
+                self._tell_drains()
+                selector.select(self._time_left_s())
+                self._link.poll()
                 for signum in self._wakeup.take():
                     self._take_signal(signum)
 
@@ -98,6 +112,8 @@ class SpotAgent(LocalElasticAgent):
         status = self._workers.poll()
         if status.state == "failed":
             self._keep(status.failures)
+        spoken = self._link.spoken()
+        cooperative = len(spoken) == len(status.pids) > 0
         return Situation(
             standing=self._membership.standing(),
             workers=status.state,
@@ -106,11 +122,24 @@ class SpotAgent(LocalElasticAgent):
             reported=self._reported,
             told=self._told,
             leaving=self._signal is not None or self._is_drained(),
+            cooperative=cooperative,
+            in_place=all(worker.in_place for worker in spoken),
+            released_for=self._released_for,
+            ready=cooperative and all(worker.ready for worker in spoken),
+            agreed=all(worker.agreed for worker in spoken),
+            overdue=self._overdue_s is not None and time.monotonic() >= self._overdue_s,
         )
+
+    def _time_left_s(self) -> float | None:
+        return None if self._overdue_s is None else max(0.0, self._overdue_s - time.monotonic())
 
     def _apply(self, action: Action) -> None:
         if action is Action.START:
             self._initialize_workers(self._worker_group)
+        elif action is Action.RELEASE:
+            self._release()
+        elif action is Action.ADMIT:
+            self._admit()
         elif action is Action.ABORT:
             self._stop(signal.SIGTERM, ABORT_GRACE_S, "its round is over")
         elif action is Action.STOP:
@@ -174,20 +203,48 @@ class SpotAgent(LocalElasticAgent):
             restarts=current.restarts,
         )
 
-    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+    def _release(self) -> None:
+        """The workers' round is over: they leave it at the agreed step, or right now if a member of it is gone."""
+        current = self._membership.standing().round
+        assert current is not None
+        planned = current.kind in ("joined", "drained")
+        self._released_for = current.number
+        self._overdue_s = time.monotonic() + (BOUNDARY_S if planned else RELEASE_S)
+        self._link.tell({"op": "release", "planned": planned})
+
+    def _admit(self) -> None:
+        """Give each worker its place in the new round; it goes on in the same process."""
+        self._rendezvous(self._worker_group)
         assert self._round is not None
-        group: Any = worker_group
-        spec = worker_group.spec
+        for connection, environment in zip(self._link.spoken(), self._environments().values(), strict=True):
+            connection.ready = False
+            self._link.tell({"op": "round", "environment": environment}, connection)
+        self._overdue_s = None
+        events.emit("workers_admitted", round=self._round.number, pids=list(self._workers.poll().pids.values()))
+
+    def _environments(self) -> dict[int, dict[str, str]]:
+        """By local rank."""
+        assert self._round is not None
+        group: Any = self._worker_group
+        spec = self._worker_group.spec
         envs: dict[int, dict[str, str]] = {}
-        args: dict[int, tuple[str, ...]] = {}
-        prefixes: dict[int, str] | None = {} if self._log_line_prefix_template else None
-        for worker in worker_group.workers:
+        for worker in self._worker_group.workers:
             local = worker.local_rank
             place = Place(
                 self._round, group.group_rank, local, spec.role, spec.max_restarts, self._handler.get_run_id()
             )
-            envs[local] = worker_environment(place)
+            envs[local] = {**worker_environment(place), "SPOTRUN_LINK": str(self._link.path)}
             self._set_local_rank_env(cast("dict[str, str | None]", envs[local]), local, spec)
+        return envs
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        assert self._round is not None
+        spec = worker_group.spec
+        envs = self._environments()
+        args: dict[int, tuple[str, ...]] = {}
+        prefixes: dict[int, str] | None = {} if self._log_line_prefix_template else None
+        for worker in worker_group.workers:
+            local = worker.local_rank
             args[local] = tuple(macros.substitute([str(arg) for arg in spec.args], str(local)))
             if prefixes is not None and self._log_line_prefix_template:
                 prefixes[local] = Template(self._log_line_prefix_template).safe_substitute(
@@ -207,7 +264,6 @@ class SpotAgent(LocalElasticAgent):
             duplicate_stdout_filters=spec.duplicate_stdout_filters,
             duplicate_stderr_filters=spec.duplicate_stderr_filters,
         )
-        self._started_s = time.monotonic()
         events.emit("workers_started", round=self._round.number, pids=list(pids.values()))
         return dict(pids)
 
@@ -215,6 +271,8 @@ class SpotAgent(LocalElasticAgent):
         began_s = time.monotonic()
         self._stop_watchdog()
         self._workers.stop(signum, grace_s)
+        self._link.forget()
+        self._overdue_s = None
         number = self._round.number if self._round else 0
         events.emit("workers_stopped", round=number, reason=why, seconds=time.monotonic() - began_s)
 
@@ -225,6 +283,7 @@ class SpotAgent(LocalElasticAgent):
         """What torch's run() calls at the end, whatever happened."""
         self._stop_watchdog()
         self._workers.stop(death_sig, float(timeout))
+        self._link.close()
 
     def _stop_watchdog(self) -> None:
         super()._shutdown()  # it has no processes of its own here: only its watchdog and health check end
@@ -251,9 +310,22 @@ class SpotAgent(LocalElasticAgent):
                 error=failure.message,
                 peer_loss=failure.peer_loss,
             )
-        kind = "failed" if status.state == "failed" else "succeeded"
+        kind = status.state if status.state != "running" else "rejoin"
         self._membership.report(Report(standing.node_id, self._started_as, self._round.number, kind, failures))
         self._reported = True
+
+    def _tell_drains(self) -> None:
+        """Workers hear of every member that is to leave; where all are, their state must become durable."""
+        if self._round is None or not self._link.spoken():
+            return
+        drains = self._membership.standing().drains
+        leaving = {member.node_id: drains[member.node_id] for member in self._round.members if member.node_id in drains}
+        told = (self._round.number, frozenset(leaving))
+        if leaving and told != self._told_drains:
+            self._told_drains = told
+            seconds_left = min(drain.seconds_left for drain in leaving.values())
+            everyone = len(leaving) == len(self._round.members)
+            self._link.tell({"op": "drain", "seconds_left": seconds_left, "save": everyone})
 
     def _tell(self) -> None:
         standing = self._membership.standing()
@@ -261,6 +333,7 @@ class SpotAgent(LocalElasticAgent):
             source = self._signal.name if self._signal else "drained"
             self._membership.drain(Drain(standing.node_id, float(self._shutdown_timeout), source))
         self._told = True
+        self._overdue_s = time.monotonic() + float(self._shutdown_timeout)
 
     def _finish(self) -> RunResult:
         outcome = self._membership.standing().outcome
@@ -268,9 +341,10 @@ class SpotAgent(LocalElasticAgent):
         events.emit(
             "job_ended", f"the job {outcome.state}: {outcome.reason}", state=outcome.state, reason=outcome.reason
         )
-        workers = self._worker_group.workers
+        if self._round is None:
+            self._worker_group.workers = []  # a spare to the end: torch must not look for the results of its workers
         if outcome.state == "succeeded":
-            values = {worker.global_rank: None for worker in workers} if self._round else {}
+            values = {worker.global_rank: None for worker in self._worker_group.workers}
             self._worker_group.state = WorkerState.SUCCEEDED
             return RunResult(WorkerState.SUCCEEDED, return_values=values)
         if outcome.state == "failed":

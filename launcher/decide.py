@@ -17,6 +17,8 @@ WorkersState = Literal["none", "running", "succeeded", "failed"]
 class Action(Enum):
     WAIT = "wait for the next event"
     START = "start the workers of the round"
+    RELEASE = "ask the workers to leave their round"
+    ADMIT = "give the workers their place in the new round"
     ABORT = "stop the workers now: their round is over"
     STOP = "stop the workers with the grace that they were promised"
     REPORT = "tell the coordinator how the workers ended"
@@ -35,6 +37,12 @@ class Situation:
     reported: bool = False  # the end of those workers has been reported
     told: bool = False  # the other nodes know that this one leaves
     leaving: bool = False  # a signal or a notice wants this node gone
+    cooperative: bool = False  # all workers use the training API: they stop by themselves, at the agreed step
+    in_place: bool = False  # and they can enter the next round without a new process
+    released_for: int = 0  # the round for which they were asked to leave theirs
+    ready: bool = False  # all have left it
+    agreed: bool = False  # and did so at the agreed step, not because a collective failed
+    overdue: bool = False  # they had their time
 
 
 def decide(now: Situation) -> Action:
@@ -48,13 +56,22 @@ def decide(now: Situation) -> Action:
         # The others form their next round while the workers here still use their grace.
         if standing.joined and not now.told:
             return Action.TELL
+        if now.workers == "running" and now.cooperative and now.told and not now.ready and not now.overdue:
+            return Action.WAIT
         return Action.STOP if alive else Action.LEAVE
     if standing.round is None or standing.group_rank is None:
         # Fenced, or left out: what these workers do no longer counts.
         return Action.ABORT if alive and now.started_as != "" and _over(now) else Action.WAIT
     if standing.round.number > now.started_round or standing.incarnation != now.started_as:
-        return Action.ABORT if alive else Action.START
-    if now.workers in ("failed", "succeeded") and not now.reported:
+        if now.workers != "running" or not now.cooperative or now.overdue:
+            return Action.ABORT if alive else Action.START
+        if now.released_for != standing.round.number:
+            return Action.RELEASE
+        if not now.ready:
+            return Action.WAIT
+        return Action.ADMIT if now.in_place and standing.incarnation == now.started_as else Action.ABORT
+    # Workers that left for a drain that was withdrawn since ask for a new round.
+    if (now.workers in ("failed", "succeeded") or (now.ready and now.agreed)) and not now.reported:
         return Action.REPORT
     return Action.ABORT if now.workers == "failed" else Action.WAIT
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from typing import Any
@@ -37,6 +38,7 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
         entrypoint, args = sys.executable, ["-u", *args]
     if not isinstance(entrypoint, str):
         raise UsageError("The etcd-v3 backend starts programs, not functions: give a script, or --rdzv-backend=c10d.")
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = config.signals_to_handle  # as torchrun passes it to the workers
     # The order counts: the process that starts workers must be there before grpc has threads.
     workers = Workers(warm=options.warm != "off")
     wakeup = Wakeup()

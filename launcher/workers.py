@@ -77,6 +77,7 @@ class Workers:
         self._streams: Streams | None = None
         self.forked = 0  # how many of the last workers are forks
         self._answers: dict[str, dict[str, Any]] = {}
+        self._warming = bool(self._modules)
         self._said: set[str] = set()
         self._start_zygote()
 
@@ -160,6 +161,11 @@ class Workers:
         if self._pids:
             state = "failed" if self._failures else "running" if self._running else "succeeded"
         return WorkersStatus(state, dict(self._failures), dict(self._pids))
+
+    @property
+    def warming(self) -> bool:
+        """Whether a start would still wait for the imports, as of the last `poll`."""
+        return self._warming and self._zygote is not None
 
     def alive(self) -> set[int]:
         """The local ranks that had not ended at the last `poll`."""
@@ -252,6 +258,8 @@ class Workers:
             kind = message["kind"]
             if kind == "exit":
                 self._take_exit(message["local_rank"], message["pid"], message["code"])
+            elif kind == "ready":
+                self._warming = False
             elif kind == "started":
                 self._pids = dict(message["pids"])
                 self._running = set(self._pids)

@@ -76,6 +76,7 @@ class Zygote:
                     if become is not None:
                         return become
                 if self._preload_step():
+                    self._send({"kind": "ready"})
                     waiting, self._waiting = self._waiting, []
                     for message in waiting:
                         become = self._take(message)

@@ -67,6 +67,7 @@ class Coordinator:
         self._round: Round | None = None
         self._round_revision = 0
         self._ended = False
+        self._withdrawn: set[str] = set()
         self._suspects: set[str] = set()
         self._dead: dict[str, str] = {}
         self._lost_s: float | None = None
@@ -102,6 +103,7 @@ class Coordinator:
         if self._stale:
             self._read()
         self._bury()
+        self._take_back()
         if self._ended:
             return None
         view = View(
@@ -145,6 +147,7 @@ class Coordinator:
         nodes, reports, drains, current, outcome = found.responses
         self._round, self._round_revision = None, 0
         self._reports, self._draining, self._suspects, self._dead = {}, {}, set(), {}
+        self._withdrawn = set()
         self._ended = bool(outcome)
         self._stale = False
         self._lost_s = now_s  # whoever went while nobody was looking counts from now
@@ -182,10 +185,11 @@ class Coordinator:
                     self._liveness.cancel(known.target)
             self._suspects.discard(name)
             self._dead.pop(name, None)
+            self._draining.pop(name, None)
         elif event.key.startswith(self._keys.reports):
             self._reports.pop(name, None)
-        elif event.key.startswith(self._keys.drains):
-            self._draining.pop(name, None)
+        elif event.key.startswith(self._keys.drains) and name in self._draining:
+            self._withdrawn.add(name)
 
     def _take(self, key: str, value: bytes, created: int, modified: int, lease: int, now_s: float) -> None:
         name = Keys.name(key)
@@ -249,6 +253,15 @@ class Coordinator:
                 except EtcdError:
                     pass  # already gone: the watch tells
             del self._dead[name]
+
+    def _take_back(self) -> None:
+        """Drains that were deleted: withdrawn, or gone with their node, of which another watch may tell later."""
+        for name in list(self._withdrawn):
+            there = self._client.txn([], [Op.get(self._keys.drain(name)), Op.get(self._keys.node(name))])
+            drain, node = there.responses
+            if node and not drain:
+                self._draining.pop(name, None)
+            self._withdrawn.discard(name)
 
     def _write(self, op: Op, formed: Round | None) -> None:
         compare = [

@@ -1,8 +1,8 @@
 """All leases of a client kept alive on one stream. A lease is lost when etcd says so, never because etcd is away.
 
-Each lease is renewed three times in its time to live. A renewal that is not answered by the time of the next makes the
-stream be opened anew, for it may hang although its member is well: a follower passes renewals on to the leader, one by
-one, and waits for a hung leader for many seconds.
+Each lease is renewed three times in its time to live. A renewal that is not answered in half of the time to the next
+makes the stream be opened anew, which leaves time for two more members. The stream may hang although its member is
+well: a follower passes renewals on to the leader, one by one, and waits for a hung leader for many seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spotrun.rendezvous.etcd_stream import NEVER_S, Stream
 logger = logging.getLogger("spotrun")
 
 RENEWALS_PER_TTL = 3
-PATIENCE_MIN_S, PATIENCE_MAX_S = 0.5, 3.0  # for the answer to a renewal
+PATIENCE_MIN_S, PATIENCE_MAX_S = 0.4, 3.0  # for the answer to a renewal
 # A leader that has just taken office may not have applied the grant yet, and then does not know a lease that exists
 # (later versions wait for that by themselves). So it is asked twice.
 ASK_AGAIN_S = 0.2
@@ -123,7 +123,7 @@ class Leases:
                 if kept.sent_s is None:
                     next_s = min(next_s, kept.due_s)
                     continue
-                patience_s = min(PATIENCE_MAX_S, max(PATIENCE_MIN_S, kept.every_s))
+                patience_s = min(PATIENCE_MAX_S, max(PATIENCE_MIN_S, kept.every_s / 2))
                 next_s = min(next_s, kept.sent_s + patience_s)
                 if now_s >= kept.sent_s + patience_s:
                     late = now_s - kept.sent_s

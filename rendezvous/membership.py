@@ -177,7 +177,9 @@ class Membership:
             found = self.client.txn([], self._all_that_concerns())
             self._look(found.responses[1:], found.revision)
         if self._predecessor_dead and self._predecessor is not None:
-            events.emit("agent_dead", "the agent before this one in line is gone", target=self._predecessor.key)
+            events.emit(
+                "agent_dead", "the agent before this one in line is gone", target=Keys.name(self._predecessor.key)
+            )
             self._predecessor_dead = False
             self._revoke(self._predecessor.lease)
         if not self._in_line:

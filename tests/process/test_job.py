@@ -7,35 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from spotrun.rendezvous.embedded import EmbeddedEtcd
-from tests.jobs import Node, RealJob, descendants, real_job
+from tests.jobs import Node, RealJob, descendants
 from tests.waiting import alive, until
 
 MakeJob = Callable[..., RealJob]
-
-
-@pytest.fixture
-def make_job(etcd: EmbeddedEtcd, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MakeJob]:
-    jobs = []
-
-    def make(**settings: object) -> RealJob:
-        directory = tmp_path / str(len(jobs))
-        directory.mkdir()
-        context = real_job(
-            etcd.endpoint, directory, run_id=f"{request.node.name}-{len(jobs)}".replace("/", "-"), **settings
-        )
-        job = context.__enter__()
-        jobs.append(context)
-        return job
-
-    yield make
-    for context in jobs:
-        context.__exit__(None, None, None)
 
 
 def order(node: Node) -> list[str]:

@@ -24,6 +24,7 @@ def standing(current: Round | None = None, **changes: object) -> Standing:
 
 
 RUNNING = Situation(standing(a_round(1, ME)), "running", started_round=1, started_as="a-1")
+COOPERATIVE = dataclasses.replace(RUNNING, cooperative=True, in_place=True)
 OUTCOME = Outcome("succeeded", "", "a")
 
 
@@ -44,6 +45,19 @@ OUTCOME = Outcome("succeeded", "", "a")
         (dataclasses.replace(RUNNING, workers="none", reported=True), Action.WAIT),
         (dataclasses.replace(RUNNING, workers="succeeded"), Action.REPORT),
         (dataclasses.replace(RUNNING, workers="succeeded", reported=True), Action.WAIT),
+        (dataclasses.replace(COOPERATIVE, standing=standing(a_round(2, ME))), Action.RELEASE),
+        (dataclasses.replace(COOPERATIVE, standing=standing(a_round(2, ME)), released_for=2), Action.WAIT),
+        (dataclasses.replace(COOPERATIVE, standing=standing(a_round(2, ME)), released_for=2, ready=True), Action.ADMIT),
+        (
+            dataclasses.replace(COOPERATIVE, standing=standing(a_round(2, ME)), released_for=2, overdue=True),
+            Action.ABORT,
+        ),
+        (dataclasses.replace(COOPERATIVE, standing=standing(a_round(2, OTHER))), Action.ABORT),
+        (dataclasses.replace(COOPERATIVE, leaving=True, told=True), Action.WAIT),  # for the agreed step
+        (dataclasses.replace(COOPERATIVE, leaving=True, told=True, ready=True), Action.STOP),
+        (dataclasses.replace(COOPERATIVE, leaving=True, told=True, overdue=True), Action.STOP),
+        (dataclasses.replace(COOPERATIVE, ready=True), Action.WAIT),  # a collective failed: the round will change
+        (dataclasses.replace(COOPERATIVE, ready=True, agreed=True), Action.REPORT),  # the drain was withdrawn
         (dataclasses.replace(RUNNING, leaving=True), Action.TELL),
         (dataclasses.replace(RUNNING, leaving=True, told=True), Action.STOP),
         (dataclasses.replace(RUNNING, leaving=True, told=True, workers="none"), Action.LEAVE),

@@ -1,0 +1,143 @@
+"""The agent's end of the channel to its workers: a Unix socket that only this user can reach, JSON lines.
+
+A worker that uses the training API connects and says hello. From the agent it hears
+
+    {"op": "drain", "seconds_left": s, "save": bool}   a node of the job is to leave; save: nobody would be left
+    {"op": "release", "planned": bool}                 a newer round was formed: stop at the agreed step, or right now
+    {"op": "round", ...}                               its place in the next round
+    {"op": "save"}                                     take a checkpoint at the next step
+
+    {"op": "answer", "yes": bool}                      to a "commit"
+
+and it says
+
+    {"op": "hello", "local_rank": n, "in_place": bool}
+    {"op": "progress", "step": n, ...}
+    {"op": "ready", "agreed": bool}                    its process groups are gone; agreed: after the agreed step
+    {"op": "commit", "what": "fence"|"record", "round": n, "step": n, "name": text}    around a checkpoint's publication
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import selectors
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("spotrun")
+
+LINE_BYTES = 1 << 16  # a worker that writes longer lines is not ours
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    sock: socket.socket
+    data: bytearray = field(default_factory=bytearray)
+    local_rank: int | None = None
+    in_place: bool = False
+    ready: bool = False
+    agreed: bool = False
+    progress: dict[str, Any] = field(default_factory=dict)
+
+
+class Link:
+    """`fileno` is readable when `poll` has something to do."""
+
+    def __init__(self, commit: Callable[[dict[str, Any], Callable[[bool], None]], None]) -> None:
+        """`commit` is called with each such message and the function that takes its answer, from any thread."""
+        self._commit = commit
+        self._directory = Path(tempfile.mkdtemp(prefix="spotrun-link-"))
+        self.path = self._directory / "agent.sock"
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(self.path))
+        os.chmod(self.path, 0o600)
+        self._listener.listen(64)
+        self._listener.setblocking(False)
+        self._selector = selectors.EpollSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._connections: set[Connection] = set()
+
+    def fileno(self) -> int:
+        return self._selector.fileno()
+
+    def poll(self) -> None:
+        """Take in what has come. Never blocks."""
+        for key, _ in self._selector.select(0):
+            if key.data is None:
+                with contextlib.suppress(BlockingIOError):
+                    sock, _ = self._listener.accept()
+                    sock.setblocking(False)
+                    connection = Connection(sock)
+                    self._connections.add(connection)
+                    self._selector.register(sock, selectors.EVENT_READ, connection)
+            else:
+                self._read(key.data)
+
+    def spoken(self) -> list[Connection]:
+        """The workers that said hello, by local rank."""
+        known = [connection for connection in self._connections if connection.local_rank is not None]
+        return sorted(known, key=lambda connection: connection.local_rank or 0)
+
+    def tell(self, message: dict[str, Any], connection: Connection | None = None) -> None:
+        """Send to one worker, or to all that said hello."""
+        line = json.dumps(message).encode() + b"\n"
+        for one in [connection] if connection is not None else self.spoken():
+            try:
+                one.sock.sendall(line)  # a few hundred bytes into an empty buffer
+            except OSError as error:
+                logger.debug("worker %s does not listen: %s", one.local_rank, error)
+
+    def forget(self) -> None:
+        """The workers are gone."""
+        for connection in list(self._connections):
+            self._drop(connection)
+
+    def close(self) -> None:
+        self.forget()
+        self._selector.close()
+        self._listener.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            data = connection.sock.recv(LINE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        connection.data += data
+        if not data or len(connection.data) > LINE_BYTES:
+            self._drop(connection)
+            return
+        *lines, rest = connection.data.split(b"\n")
+        connection.data = bytearray(rest)
+        for line in lines:
+            try:
+                self._take(connection, json.loads(line))
+            except (ValueError, TypeError, KeyError) as error:
+                logger.warning("a worker sent what is not a message (%s): %.80r", error, bytes(line))
+
+    def _take(self, connection: Connection, message: dict[str, Any]) -> None:
+        op = message["op"]
+        if op == "hello":
+            connection.local_rank = int(message["local_rank"])
+            connection.in_place = bool(message["in_place"])
+        elif op == "ready":
+            connection.ready, connection.agreed = True, bool(message["agreed"])
+        elif op == "progress":
+            connection.progress = message
+        elif op == "commit":
+            self._commit(message, lambda yes: self.tell({"op": "answer", "yes": yes}, connection))
+
+    def _drop(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._selector.unregister(connection.sock)
+        connection.sock.close()

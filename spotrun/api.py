@@ -1,0 +1,359 @@
+"""The training API: what a script says to survive without losing a step.
+
+    def train(job: spotrun.Job) -> None:
+        model = DDP(Net().to(job.device))
+        optimizer = torch.optim.AdamW(model.parameters())
+        batches = job.batches(dataset, global_batch_size=256, seed=0)
+        job.track(model=model, optimizer=optimizer)        # restores here
+        for batch in batches:
+            loss = loss_fn(model(batch))
+            job.scale(loss).backward()
+            optimizer.step(); optimizer.zero_grad()
+            job.step(loss=loss)                            # the step boundary
+    spotrun.run(train, checkpoint_dir="s3://bucket/run")
+
+`train` is entered once a round, in the same process. All calls on a Job are made by every rank, in the same order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spotrun import events, randomness
+from spotrun.audit import AuditWriter
+from spotrun.checkpoint_policy import Every, LossRate, SaveCost, parse_every, snapshot_steps
+from spotrun.consensus import Consensus
+from spotrun.data import Batches, MapDataset
+from spotrun.errors import CheckpointError, UsageError
+from spotrun.link import Link, Place
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+
+    from spotrun.checkpoint import SaveHandle, Saver, Storage
+    from spotrun.job_state import Tracked
+    from spotrun.memory import Memory
+
+logger = logging.getLogger("spotrun")
+
+PROGRESS_S = 1.0  # the agent hears of progress at most this often
+LAST_SAVE_S = 600.0  # a save at the end of training, or where nobody would be left, may take this long
+MARGIN_S = 1.0  # of a drain's deadline, left for leaving
+
+
+class RoundOver(BaseException):
+    """Raised by `Job.step` at the agreed step to leave `train`; `spotrun.run` catches it. Do not swallow it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `run` and `init` take."""
+
+    checkpoint_dir: str | os.PathLike[str] | None = None
+    save_every: str = "auto"
+    keep_last: int | None = 3
+    keep_every: int | None = None
+    verify: bool = False
+    audit_dir: str | os.PathLike[str] | None = None
+
+    @property
+    def every(self) -> Every:
+        return parse_every(self.save_every)
+
+
+class Job:
+    """One round of training, as one rank sees it."""
+
+    def __init__(self, place: Place, link: Link | None, memory: Memory, options: Options) -> None:
+        import torch
+
+        self.rank = place.rank
+        self.local_rank = place.local_rank
+        self.world_size = place.world_size
+        self.round = place.round
+        self.device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        self.steps = 0  # optimizer steps committed since the training began
+        self._run_id = place.run_id
+        self._link = link
+        self._memory = memory
+        self._options = options
+        self._every = options.every
+        self._batches: list[Batches] = []
+        self._positions: list[dict[str, Any]] = []  # restored, for batches that are made later
+        self._tracked: Tracked | None = None
+        self._groups: list[dist.ProcessGroup] = []
+        self._consensus = Consensus(self._new_group())
+        self._storage: Storage | None = None
+        self._saver: Saver | None = None
+        self._saving: SaveHandle | None = None
+        self._saved_step, self._saved_s = 0, time.monotonic()
+        self._cost, self._losses = SaveCost(), LossRate()
+        self._snapshot_s = 0.0
+        self._step_s: float | None = None
+        self._stepped_s = self._told_s = time.monotonic()
+        self._audits: list[AuditWriter] = []
+
+    # -- before the loop
+
+    def batches(self, dataset: MapDataset, *, global_batch_size: int, **settings: Any) -> Batches:
+        """This rank's part of each global batch; see `spotrun.data.Batches` for the settings. Raises DataError."""
+        made = Batches(
+            dataset, global_batch_size=global_batch_size, rank=self.rank, world_size=self.world_size, **settings
+        )
+        index = len(self._batches)
+        self._batches.append(made)
+        if index < len(self._positions):
+            made.load_state_dict(self._positions[index])
+        return made
+
+    def track(self, **objects: Any) -> bool:
+        """Name what a checkpoint holds, and restore it: from memory if any rank has it, else from `checkpoint_dir`.
+
+        Whether something was restored. Raises CheckpointError if a checkpoint does not fit, UsageError for an object
+        without state.
+        """
+        from spotrun.job_state import Tracked
+
+        if self._tracked is not None:
+            raise UsageError("job.track was called twice in one round: name everything in one call.")
+        self._tracked = Tracked(objects)
+        self._open_storage()
+        restored = self._restore()
+        self._saved_step = self.steps
+        return restored
+
+    # -- in the loop
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        """`loss`, the mean over this rank's batch, weighted so that the gradient is that of the global batch."""
+        for batches in self._batches:
+            loss = batches.scale(loss)
+        return loss
+
+    @property
+    def notice(self) -> float | None:
+        """Seconds until a node of the job has to be gone, or None where none is to leave."""
+        if self._link is None or self._link.deadline_s is None:
+            return None
+        return max(0.0, self._link.deadline_s - time.monotonic())
+
+    def step(self, loss: torch.Tensor | float | None = None, *, save: bool = False) -> None:
+        """The step boundary: commits the step; saves, drains and resizes happen here, after the same step on all ranks.
+
+        `loss` is only reported, and read at most once a second, so a GPU is not waited for. `save` asks for a
+        checkpoint. May raise RoundOver, which is for `spotrun.run`.
+        """
+        for batches, audit in zip(self._batches, self._audits or [None] * len(self._batches), strict=True):  # type: ignore[list-item]
+            if audit is not None:
+                audit.committed(batches.epoch, batches.step, batches.step_ids)
+            batches.advance()
+        self.steps += 1
+        now_s = time.monotonic()
+        took_s, self._stepped_s = now_s - self._stepped_s, now_s
+        self._step_s = took_s if self._step_s is None else 0.9 * self._step_s + 0.1 * took_s
+        wishes = set(self._link.wanted) if self._link is not None else set()
+        if save or self._is_save_due(now_s):
+            wishes.add("save")
+        every = snapshot_steps(self._snapshot_s, self._step_s, self._losses.loss_s)
+        granted, every = self._consensus.exchange(wishes, every)
+        if "leave" in granted:
+            self._leave(durable="durable" in granted)
+        if "save" in granted or self._is_save_due_by_steps():
+            self._save()
+        elif self._tracked is not None and not self._tracked.sharded and every and self.steps % every == 0:
+            self._snapshot()
+        self._tell(loss, now_s)
+
+    # -- for spotrun.run
+
+    def finish(self) -> None:
+        """`train` has returned: save the end, and wait for it."""
+        if self._saver is not None and self.steps > self._saved_step:
+            self._save_now(LAST_SAVE_S)
+        self._wait_for_save(LAST_SAVE_S)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of loaders, files and the save under way; the process groups are the caller's to destroy."""
+        for batches in self._batches:
+            batches.close()
+        for audit in self._audits:
+            audit.close()
+        if self._saver is not None:
+            self._saver.close(0.0)
+        self._groups = []
+
+    # -- inside
+
+    def _new_group(self) -> dist.ProcessGroup | None:
+        if self.world_size == 1:
+            return None
+        import torch.distributed as dist
+
+        group: dist.ProcessGroup = dist.new_group(backend="gloo")
+        self._groups.append(group)
+        return group
+
+    def _open_storage(self) -> None:
+        assert self._tracked is not None
+        if self._options.checkpoint_dir is None:
+            if self._tracked.sharded:
+                raise UsageError(
+                    "Sharded parameters (FSDP) need spotrun.run(..., checkpoint_dir=...): no rank has the whole state."
+                )
+            return
+        from spotrun.checkpoint import Saver, claim, open_storage
+
+        self._storage = open_storage(self._options.checkpoint_dir)
+        if self.rank == 0:
+            claim(self._storage, self._run_id)
+        self._saver = Saver(
+            self._storage,
+            run_id=self._run_id,
+            group=self._new_group(),
+            fence=self._fence,
+            record=self._record,
+            keep_last=self._options.keep_last,
+            keep_every=self._options.keep_every,
+        )
+
+    def _fence(self, manifest: Any) -> None:
+        if self._link is not None and not self._link.ask("fence", self.round, manifest.step, manifest.name):
+            raise CheckpointError(f"round {self.round} is over: step {manifest.step} must not be published any more")
+
+    def _record(self, manifest: Any) -> None:
+        if self._link is not None:
+            self._link.ask("record", self.round, manifest.step, manifest.name)
+
+    def _restore(self) -> bool:
+        assert self._tracked is not None
+        group = self._new_group()
+        mine = self._memory.last.step if self._memory.last is not None else None
+        if not self._tracked.sharded and self._memory.share(group):
+            state, extra = self._memory.contents()
+            self._tracked.load(state)
+            self._resume(extra, self._memory.rng if mine == extra["step"] else None)
+            events.emit("restored", level=logging.DEBUG, source="memory", step=self.steps, round=self.round)
+        elif self._storage is not None:
+            from spotrun.checkpoint import load
+
+            state = self._tracked.state()
+            loaded = load(self._storage, state, group=group, verify=self._options.verify)
+            if loaded is not None:
+                self._tracked.load(state)
+                ranks = loaded.rank_states
+                self._resume(loaded.extra, ranks[self.rank] if len(ranks) == self.world_size else None)
+            else:
+                self._tracked.forget()
+        self._start_audit()
+        return self.steps > 0
+
+    def _resume(self, extra: Mapping[str, Any], rng: Any) -> None:
+        self.steps = int(extra["step"])
+        self._positions = list(extra["data"])
+        for batches, position in zip(self._batches, self._positions, strict=False):
+            batches.load_state_dict(position)
+        if rng is not None:
+            randomness.restore(rng)
+        else:
+            randomness.seed_all(self.steps, self.rank, self.world_size)
+
+    def _extra(self) -> dict[str, Any]:
+        return {"step": self.steps, "data": [batches.state_dict() for batches in self._batches]}
+
+    def _start_audit(self) -> None:
+        if self._options.audit_dir is None:
+            return
+        place = {"round": self.round, "rank": self.rank, "world_size": self.world_size}
+        for index, batches in enumerate(self._batches):
+            directory = Path(self._options.audit_dir) / (f"data-{index}" if index else "")
+            self._audits.append(AuditWriter(directory, data=batches.state_dict(), **place))
+
+    def _is_save_due_by_steps(self) -> bool:
+        """All ranks count alike."""
+        by_steps = self._saver is not None and self._every.unit == "steps"
+        return by_steps and self._every.due(self.steps - self._saved_step, 0.0, self._cost, self._losses)
+
+    def _is_save_due(self, now_s: float) -> bool:
+        """Clocks differ: rank 0 decides for all, by the consensus."""
+        if self.rank != 0 or self._saver is None or self._tracked is None or self._every.unit == "steps":
+            return False
+        self._learn_cost()
+        return self._every.due(self.steps - self._saved_step, now_s - self._saved_s, self._cost, self._losses)
+
+    def _learn_cost(self) -> None:
+        handle = self._saving
+        if handle is not None and handle.done():
+            self._saving = None
+            if handle.durable_s is not None:
+                self._cost = self._cost.measured(handle.blocked_s, handle.durable_s)
+
+    def _save(self) -> SaveHandle | None:
+        if self._link is not None:
+            self._link.wanted.discard("save")
+        if self._saver is None or self._tracked is None:
+            return None
+        handle = self._saver.save(
+            self._tracked.state(),
+            step=self.steps,
+            round=self.round,
+            extra=self._extra(),
+            rank_state=randomness.capture(),
+        )
+        if handle is not None:
+            self._saving, self._saved_step, self._saved_s = handle, self.steps, time.monotonic()
+        return handle
+
+    def _snapshot(self) -> None:
+        assert self._tracked is not None
+        began_s = time.monotonic()
+        self._memory.keep(self.steps, self._tracked.state(), self._extra())
+        self._memory.rng = randomness.capture()
+        self._snapshot_s = time.monotonic() - began_s
+
+    def _leave(self, *, durable: bool) -> None:
+        """The agreed step: make the state safe and go. It is in memory on all ranks, or else saved durably."""
+        if self._tracked is not None:
+            if not self._tracked.sharded:
+                self._snapshot()
+            if self._saver is not None and (durable or self._tracked.sharded):
+                notice_s = self.notice
+                self._save_now(LAST_SAVE_S if notice_s is None else max(notice_s - MARGIN_S, 0.0))
+        raise RoundOver
+
+    def _save_now(self, within_s: float) -> None:
+        """Save this very step and wait for it; say what is lost if it cannot be."""
+        end_s = time.monotonic() + within_s
+        self._wait_for_save(within_s)
+        handle = self._save()
+        if handle is None or not handle.give_up(max(0.0, end_s - time.monotonic())):
+            events.emit(
+                "state_lost",
+                f"step {self.steps} could not be saved within {within_s:.1f} s",
+                level=logging.ERROR,
+                step=self.steps,
+                round=self.round,
+            )
+
+    def _wait_for_save(self, within_s: float) -> None:
+        if self._saving is not None:
+            self._saving.give_up(within_s)
+            self._saving = None
+
+    def _tell(self, loss: torch.Tensor | float | None, now_s: float) -> None:
+        if self._link is None or now_s - self._told_s < PROGRESS_S:
+            return
+        self._told_s = now_s
+        self._link.progress(
+            step=self.steps,
+            step_s=self._step_s,
+            saved_step=self._saved_step,
+            loss=loss if loss is None or isinstance(loss, float) else float(loss.detach()),
+        )

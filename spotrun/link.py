@@ -1,0 +1,117 @@
+"""A worker's end of the channel to its agent (see `spotrun.launcher.link` for the messages).
+
+One thread reads; what it hears is kept in flags and queues that the training thread looks at. Without an agent of
+spotrun's (plain python or torchrun) there is no link, and nothing is heard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ENVIRONMENT = "SPOTRUN_LINK"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker stands in a round; read from the environment that torchrun and spotrun give it."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    round: int
+    run_id: str
+
+    @staticmethod
+    def of(environment: Mapping[str, str]) -> Place:
+        return Place(
+            rank=int(environment.get("RANK", 0)),
+            local_rank=int(environment.get("LOCAL_RANK", 0)),
+            world_size=int(environment.get("WORLD_SIZE", 1)),
+            local_world_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
+            round=int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)) + 1,
+            run_id=environment.get("TORCHELASTIC_RUN_ID", "none"),
+        )
+
+
+class Link:
+    """`wanted` holds what has been asked for and not done yet: "leave", "save"."""
+
+    def __init__(self, path: str, local_rank: int, *, in_place: bool, abort: Callable[[], None]) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.connect(path)
+        self._lock = threading.Lock()
+        self._abort = abort
+        self._rounds: queue.SimpleQueue[dict[str, str] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.wanted: set[str] = set()
+        self.deadline_s: float | None = None  # monotonic: by when a drain must be over
+        self._say({"op": "hello", "local_rank": local_rank, "in_place": in_place})
+        threading.Thread(target=self._listen, name="spotrun-link", daemon=True).start()
+
+    @staticmethod
+    def connect(local_rank: int, *, in_place: bool, abort: Callable[[], None]) -> Link | None:
+        path = os.environ.get(ENVIRONMENT)
+        return None if path is None else Link(path, local_rank, in_place=in_place, abort=abort)
+
+    def progress(self, **fields: Any) -> None:
+        self._say({"op": "progress", **fields})
+
+    def next_round(self, timeout_s: float | None = None, *, agreed: bool) -> dict[str, str] | None:
+        """Say that this worker has left its round, and wait for the environment of the next one; None: in vain."""
+        self._say({"op": "ready", "agreed": agreed})
+        try:
+            environment = self._rounds.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        self.wanted.clear()
+        self.deadline_s = None
+        return environment
+
+    def ask(self, what: str, round_number: int, step: int, name: str) -> bool:
+        """Ask the agent for a word of etcd's about a checkpoint (one thread at a time); waits while etcd is away."""
+        self._say({"op": "commit", "what": what, "round": round_number, "step": step, "name": name})
+        return self._answers.get()
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _say(self, message: dict[str, Any]) -> None:
+        with self._lock:
+            try:
+                self._sock.sendall(json.dumps(message).encode() + b"\n")
+            except OSError:
+                return  # the agent is gone, and this process with it in a moment
+
+    def _listen(self) -> None:
+        try:
+            for line in self._sock.makefile("rb"):
+                self._hear(json.loads(line))
+        except OSError:
+            pass  # closed
+        self._rounds.put(None)
+        self._answers.put(False)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        op = message["op"]
+        if op == "round":
+            self._rounds.put(message["environment"])
+        elif op == "answer":
+            self._answers.put(bool(message["yes"]))
+        elif op == "save":
+            self.wanted.add("save")
+        elif op == "drain":
+            self.deadline_s = time.monotonic() + float(message["seconds_left"])
+            self.wanted |= {"leave", "durable"} if message["save"] else {"leave"}
+        elif op == "release":
+            self.wanted.add("leave")
+            if not message["planned"]:
+                self._abort()

@@ -1,0 +1,185 @@
+"""`spotrun.run` and `spotrun.init`: rounds without leaving the process, or a Job for a plain script."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from spotrun import events
+from spotrun.api import Job, Options, RoundOver
+from spotrun.link import Link, Place
+
+logger = logging.getLogger("spotrun")
+
+VERDICT_S = 15.0  # after a collective failed: by then a lost node's lease has told, and a newer round is known
+_PEER_LOSS = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|closed by peer|remote process|connectfullmesh|nccl|"
+    r"socket|timed? ?out|failed to (recv|send)|aborted|process group",
+    re.IGNORECASE,
+)
+
+
+def run(train: Callable[[Job], None], **options: Any) -> None:
+    """Call `train(job)` once a round, in this process, until it returns or the job ends.
+
+    options: `checkpoint_dir` (path or fsspec URL), `save_every` ("auto", "500steps", "10min"), `keep_last`,
+    `keep_every` (steps), `verify` (checksums on load), `audit_dir`. It also works without spotrun's launcher, then
+    with one round only. Errors of `train` go through; KeyboardInterrupt saves first.
+    """
+    settings = Options(**options)
+    from spotrun.memory import Memory
+
+    groups = Groups()
+    memory = Memory()
+    place = Place.of(os.environ)
+    link = Link.connect(place.local_rank, in_place=True, abort=groups.abort)
+    while True:
+        environment = _one_round(train, place, link, memory, settings, groups)
+        if environment is None:
+            return
+        os.environ.update(environment)
+        place = Place.of(os.environ)
+
+
+def init(**options: Any) -> Job:
+    """A Job for a plain script, with the options of `run`. At a change of the world the script is started anew."""
+    from spotrun.memory import Memory
+
+    groups = Groups()
+    place = Place.of(os.environ)
+    link = Link.connect(place.local_rank, in_place=False, abort=groups.abort)
+    groups.open()
+    return _PlainJob(place, link, Memory(), Options(**options))
+
+
+class _PlainJob(Job):
+    """At the agreed step it saves and waits to be ended by the agent."""
+
+    def _leave(self, *, durable: bool) -> None:
+        try:
+            super()._leave(durable=True)
+        except RoundOver:
+            assert self._link is not None
+            self._link.next_round(agreed=True)
+            sys.exit(0)  # the agent is gone
+
+
+class Groups:
+    """The default process group of the present round, and a way to end what hangs in it."""
+
+    def __init__(self) -> None:
+        self._before: set[int] = set()  # sockets that are none of the groups'
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        import torch
+        import torch.distributed as dist
+
+        before = _tcp_sockets()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            dist.init_process_group("cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo")
+        with self._lock:
+            self._before = before
+
+    def close(self) -> None:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            with contextlib.suppress(RuntimeError):  # a member is gone: there is nobody to say goodbye to
+                dist.destroy_process_group()
+        gc.collect()  # groups live in cycles; their sockets must go before the next round
+
+    def abort(self) -> None:
+        """Called on the link's thread: a collective that waits for a node that is gone must fail now.
+
+        NCCL can abort. gloo cannot: its connections are shut down under it, which it reports as closed by the peer.
+        """
+        import torch
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            return
+        if torch.cuda.is_available():
+            dist.distributed_c10d._abort_process_group()
+        with self._lock:
+            for fd in _tcp_sockets() - self._before:
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as copy:
+                    copy.shutdown(socket.SHUT_RDWR)
+
+
+def _one_round(
+    train: Callable[[Job], None], place: Place, link: Link | None, memory: Any, options: Options, groups: Groups
+) -> dict[str, str] | None:
+    """The environment of the next round, or None when `train` has returned."""
+    job: Job | None = None
+    try:
+        groups.open()
+        job = Job(place, link, memory, options)
+        train(job)
+        job.finish()
+        groups.close()
+        return None
+    except RoundOver:
+        failure: Exception | None = None
+    except KeyboardInterrupt:
+        if job is not None:
+            logger.warning("interrupted after step %d", job.steps)
+        raise
+    except Exception as error:
+        if link is None or not is_peer_loss(error):
+            raise
+        failure = error
+        events.emit("collective_failed", level=logging.DEBUG, round=place.round, error=str(error)[:500])
+    # Closing the groups also tells those peers that wait for this rank.
+    _forget_frames(failure)
+    if job is not None:
+        job.close()
+        del job
+    groups.close()
+    environment = None
+    if link is not None:
+        environment = link.next_round(None if failure is None else VERDICT_S, agreed=failure is None)
+    if environment is None and failure is not None:
+        raise failure
+    if environment is None:
+        sys.exit(0)
+    return environment
+
+
+def is_peer_loss(error: BaseException) -> bool:
+    """Whether `error` may only tell that another rank went away."""
+    import torch.distributed as dist
+
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and _PEER_LOSS.search(str(error)) is not None
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of the frames of `train`, which hold the model and, through it, the process groups."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
+def _tcp_sockets() -> set[int]:
+    """The descriptors of this process that are connected TCP sockets."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError, ValueError):
+            fd = int(name)
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(fd)) as copy:
+                    if copy.family in (socket.AF_INET, socket.AF_INET6) and copy.getpeername():
+                        found.add(fd)
+    return found

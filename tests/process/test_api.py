@@ -1,0 +1,156 @@
+"""Jobs that use the training API: planned changes cost no step, the curve is that of one process, data are exact."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spotrun import audit
+from tests.jobs import Node, RealJob
+from tests.waiting import until
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "api_steps.py"
+MakeJob = Callable[..., RealJob]
+
+
+MOST = 1500  # steps; a test ends its job long before
+
+
+def start(job: RealJob, name: str, kind: str = "ddp") -> Node:
+    script = (str(SCRIPT), str(job.out), str(MOST), "0.05", kind, str(job.dir / "ckpt"), str(job.dir / "audit"))
+    return job.start(name, script=script)
+
+
+def finish(job: RealJob, nodes: list[Node]) -> None:
+    job.out.with_suffix(".end").touch()
+    assert [node.wait() for node in nodes] == [0] * len(nodes), job.tell()
+
+
+def curve(job: RealJob) -> dict[int, float]:
+    """The loss of each step as it was last made."""
+    return {line["step"]: line["loss"] for line in job.steps()}
+
+
+def recomputed(job: RealJob) -> int:
+    return len(job.steps()) - len(curve(job))
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """The curve without any interruption."""
+    directory = tmp_path_factory.mktemp("reference")
+    command = [sys.executable, str(SCRIPT), str(directory / "out"), str(MOST), "0", "plain"]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    lines = [json.loads(line) for line in (directory / "out").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def assert_the_same_curve(job: RealJob, reference: dict[int, float]) -> None:
+    made = curve(job)
+    assert sorted(made) == list(range(1, len(made) + 1))
+    assert all(abs(made[step] - reference[step]) <= 1e-9 * max(1.0, abs(reference[step])) for step in made)
+
+
+def proof(job: RealJob) -> Any:
+    layout, parts = audit.load(job.dir / "audit")
+    return audit.check(layout, parts)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_noticed_node_and_a_joining_one_cost_no_step(
+    make_job: MakeJob, one_process: dict[int, float], kind: str
+) -> None:
+    job = make_job()
+    nodes = [start(job, name, kind) for name in "abc"]
+    job.until_steps(10, world=3)
+    pids = {line["pid"] for line in job.steps()}
+    order = nodes[0].events("round_formed")[-1]["nodes"]
+    leaver = next(node for node in nodes if node.node_id == order[1])
+    leaver.signal(signal.SIGTERM)
+    assert leaver.wait() == 0, job.tell()
+    job.until_steps(10, world=2)
+    nodes.append(start(job, "d", kind))
+    job.until_steps(10, world=3)
+    finish(job, [node for node in nodes if node is not leaver])
+    assert recomputed(job) == 0
+    assert {line["pid"] for line in job.steps()} == pids, "rank 0 went through all rounds in one process"
+    assert_the_same_curve(job, one_process)
+    assert not proof(job).violations, proof(job)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_node_costs_no_more_than_the_steps_since_the_last_snapshot(
+    make_job: MakeJob, one_process: dict[int, float], victim: int
+) -> None:
+    job = make_job()
+    nodes = [start(job, name) for name in "abc"]
+    job.until_steps(10, world=3)
+    order = nodes[0].events("round_formed")[-1]["nodes"]
+    doomed = next(node for node in nodes if node.node_id == order[victim])
+    survivors = [node for node in nodes if node is not doomed]
+    before = {node.node_id: node.worker_pids() for node in survivors}
+    doomed.signal(signal.SIGKILL)
+    job.until_steps(10, world=2)
+    finish(job, survivors)
+    assert all(node.worker_pids() == before[node.node_id] for node in survivors), "the survivors' processes went on"
+    assert all(node.events("workers_admitted") for node in survivors)
+    assert_the_same_curve(job, one_process)
+    assert not proof(job).violations, proof(job)
+
+
+def test_a_killed_worker_is_charged_and_its_successor_gets_the_state_from_the_others(
+    make_job: MakeJob, one_process: dict[int, float]
+) -> None:
+    job = make_job(nnodes="2:2", flags=("--max-restarts=1",))
+    nodes = [start(job, name) for name in "ab"]
+    job.until_steps(10, world=2)
+    os.kill(nodes[0].worker_pids()[0], signal.SIGKILL)
+    until("a second round", lambda: job.steps()[-1]["round"] == 2, detail=job.tell)
+    finish(job, nodes)
+    last = nodes[0].events("round_formed")[-1]
+    assert (last["cause"], last["restarts"]) == ("failed", 1)
+    assert_the_same_curve(job, one_process)
+
+
+def test_when_all_nodes_are_drained_the_state_is_durable_and_the_job_goes_on_later(
+    make_job: MakeJob, one_process: dict[int, float]
+) -> None:
+    job = make_job(nnodes="1:2")
+    nodes = [start(job, name) for name in "ab"]
+    job.until_steps(10, world=2)
+    for node in nodes:
+        node.signal(signal.SIGTERM)
+    assert [node.wait() for node in nodes] == [0, 0], job.tell()
+    done = job.steps()[-1]["step"]
+    again = start(job, "c")
+    until("steps beyond", lambda: job.steps()[-1]["step"] > done + 5, detail=job.tell)
+    finish(job, [again])
+    assert recomputed(job) == 0, "nothing was lost"
+    assert_the_same_curve(job, one_process)
+
+
+def test_a_silent_node_does_not_hold_the_others_in_its_collective(make_job: MakeJob) -> None:
+    job = make_job()
+    nodes = [start(job, name) for name in "abc"]
+    job.until_steps(10, world=3)
+    silent = nodes[2]
+    stopped = [silent.pid, *silent.worker_pids()]
+    before = nodes[0].worker_pids()
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        job.until_steps(5, world=2)
+        assert nodes[0].worker_pids() == before, "the survivors' processes went on"
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    job.until_steps(5, world=3)
+    until("it found itself fenced", lambda: silent.events("fenced"))
