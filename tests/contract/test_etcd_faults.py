@@ -66,13 +66,15 @@ class Writer:
 
 
 def assert_complete(told: Told, written: int) -> None:
-    """Every number was told, in order; one that was written twice (see EtcdClient.put) is told twice."""
-    until(
-        "the last event", lambda: told.events and told.values[-1] == str(written - 1), detail=lambda: str(told.errors)
-    )
+    """A watch of all keys told every number, in order; one that was written twice (see EtcdClient.put) twice."""
+
+    def numbers() -> list[str]:
+        return [event.value.decode() for event in told.events if event.key == "key"]
+
+    until("the last event", lambda: str(written - 1) in numbers(), detail=lambda: str(told.errors))
     revisions = [event.mod_revision for event in told.events]
     assert revisions == list(range(revisions[0], revisions[0] + len(revisions))), "an event was lost or doubled"
-    assert list(dict.fromkeys(told.values)) == [str(number) for number in range(written)]
+    assert list(dict.fromkeys(numbers())) == [str(number) for number in range(written)]
     assert not told.errors
 
 
@@ -81,7 +83,7 @@ def test_a_server_that_is_killed_and_restarted_costs_no_event_and_no_lease(priva
         session = Session(client, 4.0, lambda: None)
         start = client.put("leased", "", session.lease_id)
         told = Told()
-        told.watch(client, "key", start + 1)
+        told.watch(client, "", start + 1, prefix=True)
         with Writer(writing, "key") as writer:
             for _ in range(2):
                 writer.more()
@@ -99,7 +101,7 @@ def test_nothing_is_lost_when_the_leader_of_three_is_killed(cluster: Cluster) ->
         session = Session(client, 4.0, lambda: None)
         start = client.put("leased", "", session.lease_id)
         told = Told()
-        told.watch(client, "key", start + 1)
+        told.watch(client, "", start + 1, prefix=True)
         with Writer(writing, "key") as writer:
             writer.more()
             leader = cluster.leader()
@@ -120,17 +122,19 @@ def test_a_member_that_hangs_is_left_for_another(cluster: Cluster, which: str) -
         session = Session(client, 4.0, lambda: None)
         start = client.put("leased", "", session.lease_id)
         told = Told()
-        told.watch(client, "key", start + 1)
+        told.watch(client, "", start + 1, prefix=True)
         with Writer(writing, "key") as writer:
             writer.more()
             with stopped(cluster.leader() if which == "leader" else cluster.at(client.endpoint)):
                 writer.more()
                 until("events go on", lambda: len(told.events) >= writer.written - 5)
                 assert not session.lost.wait(6.0)
+                assert client.get("leased") is not None
                 writer.more()
+            # From here on the lease may be lost all the same: before 3.5.11 a leader that wakes up can revoke leases
+            # that its successor has renewed (etcd-io/etcd#15247).
             writer.more()
         assert_complete(told, writer.written)
-        assert client.get("leased") is not None
         session.close()
 
 
