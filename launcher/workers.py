@@ -77,7 +77,6 @@ class Workers:
         self._streams: Streams | None = None
         self.forked = 0  # how many of the last workers are forks
         self._answers: dict[str, dict[str, Any]] = {}
-        self._warming = bool(self._modules)
         self._said: set[str] = set()
         self._start_zygote()
 
@@ -174,8 +173,8 @@ class Workers:
     def stop(self, sig: signal.Signals, grace_s: float) -> None:
         """End all workers and what they have started; returns when they are gone, and then there are none.
 
-        `sig` goes to each worker's process group, SIGKILL to all that is left `grace_s` later (0: at once). What the
-        kernel holds in D state for 5 s more is given up and logged.
+        `sig` goes to each worker's process group. SIGKILL goes to all that is left once every worker has ended, or
+        `grace_s` later (0: at once). What the kernel holds in D state for 5 s more is given up and logged.
         """
         if self._pids:
             self._stop(sig, grace_s)
@@ -217,6 +216,7 @@ class Workers:
                 start_new_session=True,  # a terminal's Ctrl-C is the agent's to act on
             )
         self._channel = Channel(ours)
+        self._warming = bool(self._modules)
         self._epoll.register(ours, select.EPOLLIN)
 
     def _may_fork(self, entrypoint: str, numa_options: NumaOptions | None) -> bool:
