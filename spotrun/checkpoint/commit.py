@@ -44,7 +44,7 @@ from spotrun.checkpoint.manifest import (
 )
 from spotrun.checkpoint.peers import PeerLost, Peers
 from spotrun.checkpoint.storage import Storage
-from spotrun.checkpoint.survey import list_checkpoints, newest, owner_of
+from spotrun.checkpoint.survey import list_checkpoints, owner_of
 from spotrun.checkpoint.writer import Shard, pack_metadata, write_bytes
 from spotrun.errors import CheckpointError
 
@@ -134,8 +134,9 @@ class Commit:
     def _begin(self, request: Request, save_id: str) -> str:
         """Take a directory name that nobody has used, in this life of the job or an earlier one."""
         if self._generation is None:
-            before = newest(list_checkpoints(self._storage))
-            self._generation = before.generation + 1 if before else 1
+            # Damaged ones count too: what is saved now must outrank a checkpoint that was skipped.
+            before = [one.manifest.generation for one in list_checkpoints(self._storage) if one.manifest is not None]
+            self._generation = max(before, default=0) + 1
         self._check_owner(request.run_id)
         used = [parsed for name in self._storage.directories() if (parsed := parse_name(name))]
         attempt = 1 + max((a for step, round, a in used if (step, round) == (request.step, request.round)), default=0)

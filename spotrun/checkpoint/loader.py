@@ -41,14 +41,15 @@ def load(
 
     All ranks call it; `group` is a gloo group of theirs, None for one process. `verify` reads every file's checksum
     first, each rank a part of them. A damaged checkpoint is named, by log and event, and the next one is taken. Raises
-    CheckpointError if the model does not fit, or if there are checkpoints but no whole one.
+    CheckpointError if the model does not fit, if the storage does not answer, or if there are checkpoints but no whole
+    one.
     """
     rank, size = (group.rank(), group.size()) if group is not None else (0, 1)
-    candidates, problems = _from_first(lambda: _candidates(storage, name), group)
+    candidates, problems = _from_first(lambda: _candidates(storage, name), storage, group)
     for packed in candidates:
         manifest = decode(packed[1].encode(), packed[0])
         states: tuple[Any, ...] = ()
-        damage = misfit = ""
+        damage = trouble = ""
         try:
             if verify:
                 wrong = wrong_checksums(storage, manifest.name, manifest.files[rank::size])
@@ -59,12 +60,10 @@ def load(
                 states = _rank_states(storage, manifest)
         except Damaged as error:
             damage = str(error)
-        except CheckpointError as error:
-            misfit = str(error)
         except Exception as error:  # noqa: BLE001 - the other ranks wait for this one's verdict
-            damage = f"it cannot be read: {type(error).__name__}: {error}"
-        if misfits := _anyone(misfit, group):
-            raise CheckpointError(misfits[0])
+            trouble = _describe(error, manifest.name, storage)
+        if troubles := _anyone(trouble, group):
+            raise CheckpointError("; ".join(troubles))
         damages = _anyone(damage, group)
         if not damages:
             events.emit(
@@ -107,22 +106,27 @@ def _rank_states(storage: Storage, manifest: Manifest) -> tuple[Any, ...]:
 
 
 def _from_first(
-    look: Callable[[], tuple[list[tuple[str, str]], list[str]]], group: dist.ProcessGroup | None
+    look: Callable[[], tuple[list[tuple[str, str]], list[str]]], storage: Storage, group: dist.ProcessGroup | None
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """What rank 0 sees, on all ranks; its failure too."""
-    if group is None:
-        return look()
     box: list[Any] = [None]
-    if group.rank() == 0:
+    if group is None or group.rank() == 0:
         try:
             box = [look()]
         except Exception as error:  # noqa: BLE001 - raised below, on all ranks
-            box = [f"{error}" if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"]
-    dist.broadcast_object_list(box, group=group, group_src=0)
+            box = [_describe(error, "the list of checkpoints", storage)]
+    if group is not None:
+        dist.broadcast_object_list(box, group=group, group_src=0)
     if isinstance(box[0], str):
         raise CheckpointError(box[0])
     whole, problems = box[0]
     return whole, problems
+
+
+def _describe(error: Exception, what: str, storage: Storage) -> str:
+    if isinstance(error, CheckpointError):
+        return str(error)
+    return f"{what} in {storage.url} cannot be read, though it may be whole: {type(error).__name__}: {error}"
 
 
 def _anyone(problem: str, group: dist.ProcessGroup | None) -> list[str]:

@@ -5,7 +5,7 @@ A directory `step-00000120-r3-a1` (step, round, attempt) holds DCP's shards `__R
 a valid manifest whose files are there at their sizes it is not a checkpoint. `begin.json` says who started it.
 
 Which of two whole checkpoints is the newer one is read from the manifests alone, by `order`: generation, round, step,
-attempt. The generation is one more than that of the newest whole checkpoint its saver found, so whoever continues from
+attempt. The generation is one more than the highest that its saver found, so whoever continues from
 a checkpoint outranks it, even if an older round, not knowing that it was replaced, still publishes a later step, and
 even if the rounds start over because etcd has lost its data.
 """

@@ -40,7 +40,11 @@ NAMED = 8  # how many keys an error names before it only counts
 
 
 class Damaged(CheckpointError):
-    """Raised by reading a checkpoint whose bytes are not those that were saved; an older one may still be whole."""
+    """Raised by reading a checkpoint whose bytes are not those that were saved; an older one may still be whole.
+
+    A storage that does not answer is no damage: its own errors are raised, because going back to an older checkpoint
+    would throw work away that is still there.
+    """
 
 
 class _DcpUnpickler(pickle.Unpickler):
@@ -73,8 +77,8 @@ def read_checked(storage: Storage, manifest: Manifest, name: str) -> bytes:
         raise Damaged(f"{manifest.name} has no {name}")
     try:
         data = storage.read(f"{manifest.name}/{name}")
-    except OSError as error:
-        raise Damaged(f"{name} cannot be read: {error}") from error
+    except FileNotFoundError as error:
+        raise Damaged(f"{name} is missing") from error
     if zlib.crc32(data) != record.crc32:
         raise Damaged(f"{name} has another checksum than when it was saved")
     return data
@@ -162,21 +166,25 @@ def fill(storage: Storage, directory: str, metadata: Metadata, plan: LoadPlan, p
                 for place, item in sorted(wanted, key=lambda pair: pair[0].offset):
                     if last[0] != place.offset:  # several reads may come from one stored piece
                         file.seek(place.offset)
-                        last = (place.offset, _decode(file.read(place.length), item, planner))
+                        last = (place.offset, _decode(file.read(place.length), place.length, item, planner, name))
                     if item.type != LoadItemType.BYTE_IO:
                         _put(last[1], item, planner)
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise Damaged(f"{name} cannot be read: {type(error).__name__}: {error}") from error
+        except FileNotFoundError as error:
+            raise Damaged(f"{name} is missing") from error
 
 
-def _decode(data: bytes, item: ReadItem, planner: DefaultLoadPlanner) -> torch.Tensor | None:
-    if item.type == LoadItemType.BYTE_IO:
-        planner.load_bytes(item, io.BytesIO(data))
-        return None
-    tensor: torch.Tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return tensor
+def _decode(data: bytes, length: int, item: ReadItem, planner: DefaultLoadPlanner, name: str) -> torch.Tensor | None:
+    if len(data) != length:
+        raise Damaged(f"{name} ends within {item.storage_index.fqn}")
+    try:
+        if item.type == LoadItemType.BYTE_IO:
+            planner.load_bytes(item, io.BytesIO(data))
+            return None
+        tensor: torch.Tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return tensor
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise Damaged(f"{item.storage_index.fqn} in {name} cannot be decoded: {what}") from error
 
 
 def _put(tensor: torch.Tensor, item: ReadItem, planner: DefaultLoadPlanner) -> None:

@@ -7,6 +7,7 @@ busy with the save before, so that either all start or none does. A storage that
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -149,7 +150,7 @@ class Saver:
     def prepare(self, state_dict: Mapping[str, Any]) -> None:
         """Plan and allocate before training starts, so that the first save costs no more than the others."""
         planner, mine = local_plan(state_dict)
-        if not self.busy and self._agree(self._planned != fingerprint(planner), 0, 0):
+        if self._agree(self._planned != fingerprint(planner), 0, 0):
             self._plan(planner, mine)
             self._buffer.reserve(room_for(self._pieces), pinned=_on_cuda(planner))
 
@@ -187,13 +188,14 @@ class Saver:
         failure: Exception | None = None
         staged: list[Staged] = []
         try:
+            _check_json(rank_state)
             staged = stage(planner, self._pieces, self._buffer, self._packed)
         except Exception as error:  # noqa: BLE001 - the other ranks must hear of it first
             failure = error
         handle.staged_bytes = sum(_size(one) for one in staged)
         handle.blocked_s = handle.age_s
         handle.stage = "writing"
-        request = Request(step, round, self._run_id, dict(extra or {}), rank_state)
+        request = Request(step, round, self._run_id, dict(extra or {}), rank_state if failure is None else None)
         self._handle = handle
         self._working = True
         threading.Thread(
@@ -305,6 +307,13 @@ class Saver:
             events.emit(
                 "checkpoint_failed", str(outcome) if first else "", level=logging.ERROR, **common, error=str(outcome)
             )
+
+
+def _check_json(rank_state: Any) -> None:
+    try:
+        json.dumps(rank_state)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the state that a rank keeps for itself must be JSON: {error}") from error
 
 
 def _size(staged: Staged) -> int:

@@ -86,13 +86,13 @@ def file_crc32(storage: Storage, path: str) -> tuple[int, int]:
 
 
 def wrong_checksums(storage: Storage, name: str, files: Iterable[FileRecord]) -> list[str]:
-    """Reads the files whole; what is wrong with each."""
+    """Reads the files whole; what is wrong with each. Raises what the storage raises if it does not answer."""
     problems = []
     for file in files:
         try:
             size, crc32 = file_crc32(storage, f"{name}/{file.name}")
-        except OSError as error:
-            problems.append(f"{file.name} cannot be read: {error}")
+        except FileNotFoundError:
+            problems.append(f"{file.name} is missing")
             continue
         if size != file.size:
             problems.append(f"{file.name} has {size} bytes, not {file.size}")

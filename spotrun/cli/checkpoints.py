@@ -124,7 +124,10 @@ def verify(directory: str, names: tuple[str, ...]) -> None:
                 damaged.append(one.name)
             continue
         if not problem and one.manifest is not None:
-            problem = "; ".join(wrong_checksums(storage, one.name, one.manifest.files))
+            try:
+                problem = "; ".join(wrong_checksums(storage, one.name, one.manifest.files))
+            except OSError as error:
+                problem = f"cannot be read: {error}"
         click.echo(f"{one.name}: {problem or 'whole'}")
         if problem:
             damaged.append(one.name)

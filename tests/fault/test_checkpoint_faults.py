@@ -280,6 +280,17 @@ def test_rounds_that_start_over_do_not_bring_back_old_steps(tmp_path: Path) -> N
     assert restored(storage) == 20
 
 
+@pytest.mark.parametrize("damage", [flip, truncate])
+def test_what_is_saved_after_going_back_outranks_the_damaged_checkpoint(tmp_path: Path, damage: Any) -> None:
+    storage = open_storage(tmp_path)
+    save(storage, 10, round=2)
+    save(storage, 20, round=2)
+    damage(tmp_path / "step-00000020-r2-a1" / "__0_0.distcp")
+    assert restored(storage, verify=True) == 10
+    save(storage, 15, round=2)
+    assert restored(storage) == 15
+
+
 def test_a_fence_that_refuses_leaves_the_older_checkpoint_in_place(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     save(storage, 1)
@@ -364,6 +375,17 @@ def test_s3_that_answers_500_or_nothing_fails_the_save_and_keeps_the_one_before(
     assert restored(storage, verify=True, rows=ROWS) == 3
 
 
+def test_s3_that_fails_while_loading_is_no_reason_to_go_back_to_an_older_checkpoint(proxy: FaultyProxy) -> None:
+    storage = s3(proxy)
+    save(storage, 1, rows=ROWS)
+    save(storage, 2, rows=ROWS)
+    proxy.fail = ("GET", f"{TWO}/__0_0.distcp")
+    with pytest.raises(CheckpointError, match=f"{TWO} in s3://.* cannot be read, though it may be whole"):
+        restored(storage, rows=ROWS)
+    proxy.fail = None
+    assert restored(storage, rows=ROWS) == 2
+
+
 # --- storage that hangs -----------------------------------------------------------------------------------------------
 
 
@@ -415,6 +437,13 @@ def test_state_may_change_as_soon_as_save_returns(tmp_path: Path) -> None:
     storage.go.set()
     assert handle is not None and handle.result(60).step == 5
     assert restored(open_storage(tmp_path), verify=True) == 5
+
+
+def test_rank_state_that_is_no_json_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+    saver = Saver(open_storage(tmp_path), run_id="job")
+    with pytest.raises(CheckpointError, match="must be JSON"):
+        saver.save({"w": torch.ones(3)}, step=1, rank_state={1, 2})
+    until("the saver is idle", lambda: not saver.busy)
 
 
 def test_state_that_cannot_be_restored_safely_is_refused_when_it_is_saved(tmp_path: Path) -> None:
