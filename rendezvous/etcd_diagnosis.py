@@ -19,11 +19,13 @@ _REQUEST = b"GET /version HTTP/1.0\r\nHost: etcd\r\n\r\n"  # etcd answers HTTP a
 def diagnose(endpoint: str, config: EtcdConfig) -> str | None:
     """What is wrong with `endpoint`, as a sentence; None where nothing is wrong but that it may be down."""
     try:
-        answer = _ask(endpoint, _context(config) if config.tls else None)
+        context = _context(config) if config.tls else None
     except ssl.SSLError as error:
-        return _tls_trouble(endpoint, config, error)
-    except (OSError, ValueError):
-        return None
+        return f"The TLS files do not hold what they should ({_reason(error)}): check --etcd-cacert, -cert and -key."
+    try:
+        answer = _ask(endpoint, context)
+    except (OSError, ValueError) as error:
+        return _tls_trouble(endpoint, config, error) if config.tls else None
     if not config.tls and (b"HTTP request to an HTTPS server" in answer or (not answer and _speaks_tls(endpoint))):
         return f"{endpoint} wants TLS: give --etcd-cacert, and a client certificate and key if it asks for one."
     if answer and b'"etcdserver"' not in answer:
@@ -75,17 +77,17 @@ def _speaks_tls(endpoint: str) -> bool:
     return True
 
 
-def _tls_trouble(endpoint: str, config: EtcdConfig, error: ssl.SSLError) -> str | None:
+def _tls_trouble(endpoint: str, config: EtcdConfig, error: Exception) -> str | None:
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             f"The certificate of etcd at {endpoint} is not to be trusted ({error.verify_message}): check --etcd-cacert."
         )
-    reason = _reason(error)
+    reason = _reason(error) if isinstance(error, ssl.SSLError) else ""
     if "alert" in reason or "certificate required" in reason:
         what = "does not take this client certificate" if config.cert else "wants a client certificate"
         return f"etcd at {endpoint} {what} ({reason}): check --etcd-cert and --etcd-key."
     with contextlib.suppress(OSError, ValueError):
-        if _ask(endpoint, None):
+        if _ask(endpoint, None):  # etcd without TLS just hangs up on it
             return f"{endpoint} does not speak TLS: leave out the certificates, or check --rdzv-endpoint."
     return None
 

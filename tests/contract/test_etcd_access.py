@@ -168,6 +168,11 @@ def test_a_certificate_that_cannot_be_read_is_named(secured: Secured, tmp_path: 
         EtcdClient(dataclasses.replace(secured.config, key=None))
 
 
+def test_a_file_that_is_no_certificate_is_refused(secured: Secured, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("not a certificate")
+    assert "TLS files" in refusal(dataclasses.replace(secured.config, ca_cert=tmp_path / "ca.pem"))
+
+
 # -- users, without TLS
 
 
