@@ -207,7 +207,7 @@ class SpotAgent(LocalElasticAgent):
         """The workers' round is over: they leave it at the agreed step, or right now if a member of it is gone."""
         current = self._membership.standing().round
         assert current is not None
-        planned = current.kind in ("joined", "drained")
+        planned = current.kind in Round.PLANNED
         self._released_for = current.number
         self._overdue_s = time.monotonic() + (BOUNDARY_S if planned else RELEASE_S)
         self._link.tell({"op": "release", "planned": planned})

@@ -13,7 +13,7 @@ and it says
 
     {"op": "hello", "local_rank": n, "in_place": bool}
     {"op": "progress", "step": n, ...}
-    {"op": "ready", "agreed": bool}                    its process groups are gone; agreed: after the agreed step
+    {"op": "ready", "agreed": bool, "in_place": bool}  its process groups are gone; agreed: after the agreed step
     {"op": "commit", "what": "fence"|"record", "round": n, "step": n, "name": text}    around a checkpoint's publication
 """
 
@@ -132,6 +132,7 @@ class Link:
             connection.in_place = bool(message["in_place"])
         elif op == "ready":
             connection.ready, connection.agreed = True, bool(message["agreed"])
+            connection.in_place = bool(message["in_place"])
         elif op == "progress":
             connection.progress = message
         elif op == "commit":

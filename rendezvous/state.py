@@ -11,7 +11,7 @@ import json
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from spotrun.errors import BadRecord
 
@@ -63,6 +63,9 @@ class Round:
     reason: str
     restarts: int  # worker failures charged to the job so far
     formed_by: str  # incarnation of the coordinator
+    unplanned: int = 0  # the newest round that began without the last step of the one before it being agreed
+
+    PLANNED: ClassVar[tuple[str, ...]] = ("joined", "drained")
 
     def index(self, node_id: str, incarnation: str) -> int | None:
         """The group rank of that node, or None where it is not in this round."""

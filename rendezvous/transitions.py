@@ -196,9 +196,10 @@ def _form(view: View, members: list[Member], kind: str, reason: str, coordinator
         return Wait()  # its agent is about to announce a fresh store
     number = max([live.node.last_round for live in view.live] + [last.number if last else 0]) + 1
     restarts = (last.restarts if last else 0) + charged
-    return Form(
-        Round(number, tuple(members), host.address, host.store_port, kind, reason, restarts, coordinator),
-    )
+    planned = last is not None and kind in Round.PLANNED
+    unplanned = last.unplanned if planned and last is not None else number
+    store = host.address, host.store_port
+    return Form(Round(number, tuple(members), *store, kind, reason, restarts, coordinator, unplanned))
 
 
 def _members(live: list[Live]) -> list[Member]:

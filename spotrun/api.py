@@ -100,6 +100,11 @@ class Job:
         self._stepped_s = self._told_s = time.monotonic()
         self._audits: list[AuditWriter] = []
 
+    @property
+    def sharded(self) -> bool:
+        """Whether what is tracked is spread over the ranks (FSDP)."""
+        return self._tracked is not None and self._tracked.sharded
+
     # -- before the loop
 
     def batches(self, dataset: MapDataset, *, global_batch_size: int, **settings: Any) -> Batches:
@@ -150,9 +155,7 @@ class Job:
         `loss` is only reported, and read at most once a second, so a GPU is not waited for. `save` asks for a
         checkpoint. May raise RoundOver, which is for `spotrun.run`.
         """
-        for batches, audit in zip(self._batches, self._audits or [None] * len(self._batches), strict=True):  # type: ignore[list-item]
-            if audit is not None:
-                audit.committed(batches.epoch, batches.step, batches.step_ids)
+        for batches in self._batches:
             batches.advance()
         self.steps += 1
         now_s = time.monotonic()
@@ -274,7 +277,9 @@ class Job:
         place = {"round": self.round, "rank": self.rank, "world_size": self.world_size}
         for index, batches in enumerate(self._batches):
             directory = Path(self._options.audit_dir) / (f"data-{index}" if index else "")
-            self._audits.append(AuditWriter(directory, data=batches.state_dict(), **place))
+            audit = AuditWriter(directory, data=batches.state_dict(), **place)
+            batches.on_step = audit.committed
+            self._audits.append(audit)
 
     def _is_save_due_by_steps(self) -> bool:
         """All ranks count alike."""

@@ -102,6 +102,8 @@ class Batches:
         self._ids: list[int] = []  # of the last micro batch
         self._step_ids: list[int] = []  # of all micro batches of the step so far
         self._until: int | None = None  # the epoch at whose start the present loop ends, within each_epoch()
+        # Told of each step's samples before the step can take effect: a rank that dies in it has contributed already.
+        self.on_step: Callable[[int, int, list[int]], None] | None = None
         self._exhausted = False
         self._version = 0  # of world and position: a loop that runs over a change plans anew
         self.set_world(rank, world_size)
@@ -269,6 +271,8 @@ class Batches:
             self._plan = plan
             self._ids = ids if plan.count else []
             self._step_ids = self._ids if plan.micro == 0 else self._step_ids + self._ids
+            if plan.is_last_micro and self.on_step is not None:
+                self.on_step(plan.at.epoch, plan.at.step, self.step_ids)
             yield batch
             del batch  # the loop's own reference would keep it alive while the next one is fetched
             if version != self._version:

@@ -65,9 +65,11 @@ class Link:
     def progress(self, **fields: Any) -> None:
         self._say({"op": "progress", **fields})
 
-    def next_round(self, timeout_s: float | None = None, *, agreed: bool) -> dict[str, str] | None:
+    def next_round(
+        self, timeout_s: float | None = None, *, agreed: bool, in_place: bool = True
+    ) -> dict[str, str] | None:
         """Say that this worker has left its round, and wait for the environment of the next one; None: in vain."""
-        self._say({"op": "ready", "agreed": agreed})
+        self._say({"op": "ready", "agreed": agreed, "in_place": in_place})
         try:
             environment = self._rounds.get(timeout=timeout_s)
         except queue.Empty:

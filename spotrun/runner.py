@@ -68,7 +68,7 @@ class _PlainJob(Job):
             super()._leave(durable=True)
         except RoundOver:
             assert self._link is not None
-            self._link.next_round(agreed=True)
+            self._link.next_round(agreed=True, in_place=False)
             sys.exit(0)  # the agent is gone
 
 
@@ -140,6 +140,9 @@ def _one_round(
             raise
         failure = error
         events.emit("collective_failed", level=logging.DEBUG, round=place.round, error=str(error)[:500])
+    # torch caches what it knows of sharded tensors by the shape of the mesh, not by the rank in it: a process that comes
+    # back with another rank to a mesh of the same shape would cut its shards wrong. FSDP workers are started anew.
+    in_place = job is None or not job.sharded
     # Closing the groups also tells those peers that wait for this rank.
     _forget_frames(failure)
     if job is not None:
@@ -148,7 +151,8 @@ def _one_round(
     groups.close()
     environment = None
     if link is not None:
-        environment = link.next_round(None if failure is None else VERDICT_S, agreed=failure is None)
+        within_s = None if failure is None else VERDICT_S
+        environment = link.next_round(within_s, agreed=failure is None, in_place=in_place)
     if environment is None and failure is not None:
         raise failure
     if environment is None:

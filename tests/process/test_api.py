@@ -48,7 +48,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     """The curve without any interruption."""
     directory = tmp_path_factory.mktemp("reference")
     command = [sys.executable, str(SCRIPT), str(directory / "out"), str(MOST), "0", "plain"]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(directory)})
     lines = [json.loads(line) for line in (directory / "out").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines}
 
@@ -81,7 +81,8 @@ def test_a_noticed_node_and_a_joining_one_cost_no_step(
     job.until_steps(10, world=3)
     finish(job, [node for node in nodes if node is not leaver])
     assert recomputed(job) == 0
-    assert {line["pid"] for line in job.steps()} == pids, "rank 0 went through all rounds in one process"
+    if kind == "ddp":
+        assert {line["pid"] for line in job.steps()} == pids, "rank 0 went through all rounds in one process"
     assert_the_same_curve(job, one_process)
     assert not proof(job).violations, proof(job)
 
