@@ -19,6 +19,7 @@ import resource  # noqa: E402
 import signal  # noqa: E402
 import subprocess  # noqa: E402
 import threading  # noqa: E402
+from typing import Any  # noqa: E402
 
 PR_GET_PDEATHSIG, PR_GET_CHILD_SUBREAPER = 2, 37
 
@@ -29,16 +30,16 @@ def prctl(option: int) -> int:
     return value.value
 
 
-def stream(file: object) -> dict[str, object]:
+def stream(file: Any) -> dict[str, object]:
     names = ("name", "mode", "encoding", "errors", "line_buffering", "write_through", "newlines")
     seen = {name: getattr(file, name) for name in names}
-    seen["types"] = [type(file).__name__, type(file.buffer).__name__]  # type: ignore[attr-defined]
-    seen["asks"] = [file.isatty(), file.seekable(), file.fileno(), file.writable()]  # type: ignore[attr-defined]
+    seen["types"] = [type(file).__name__, type(file.buffer).__name__]
+    seen["asks"] = [file.isatty(), file.seekable(), file.fileno(), file.writable()]
     return seen
 
 
 def look() -> dict[str, object]:
-    main = sys.modules["__main__"]
+    main: Any = sys.modules["__main__"]
     return {
         **FIRST,
         "argv": sys.argv,
@@ -90,7 +91,7 @@ def look_at_torch() -> dict[str, object]:
             torch.is_grad_enabled(),
             torch.are_deterministic_algorithms_enabled(),
         ],
-        "cuda": [torch.cuda.is_available(), torch.cuda.is_initialized()],
+        "cuda": [torch.cuda.is_available(), torch.cuda.is_initialized()],  # type: ignore[no-untyped-call]
         "product": float(product.sum()),
         "parallel": torch.__config__.parallel_info(),
     }
