@@ -8,6 +8,7 @@ once to the whole job, by the coordinator.
 from __future__ import annotations
 
 import logging
+import os
 import selectors
 import signal
 import time
@@ -27,6 +28,9 @@ from spotrun.launcher.decide import Action, Situation, decide
 from spotrun.launcher.environment import Place, worker_environment
 from spotrun.launcher.failures import process_failures, record
 from spotrun.launcher.link import Link
+from spotrun.launcher.notice_board import NoticeBoard
+from spotrun.launcher.notices.notice import Grade, Notice
+from spotrun.launcher.notices.signals import notice_from_signal
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
 from spotrun.rendezvous.handler import EtcdRendezvousHandler
@@ -34,8 +38,9 @@ from spotrun.rendezvous.state import Drain, Report, Round
 
 logger = logging.getLogger("spotrun")
 
+LEAVE_MARGIN_S = 1.0  # of the time until this node goes, kept for ending the workers and saying goodbye
 RELEASE_S = 5.0  # workers whose round is over leave it within this time, or are ended
-BOUNDARY_S = 120.0  # and this long where they may go on to the agreed step first
+BOUNDARY_S = 600.0  # and this long where they may go on to the agreed step first: a model may have to be compiled
 ABORT_GRACE_S = 1.0  # between SIGTERM and SIGKILL where the round is over anyway; no handler can still use a collective
 
 
@@ -57,6 +62,7 @@ class SpotAgent(LocalElasticAgent):
         workers: Workers,
         wakeup: Wakeup,
         handler: EtcdRendezvousHandler,
+        board: NoticeBoard,
         *,
         start_method: str,
         log_line_prefix_template: str | None,
@@ -73,6 +79,8 @@ class SpotAgent(LocalElasticAgent):
         self._wakeup = wakeup
         self._handler = handler
         self._membership = handler.membership
+        self._board = board
+        self._elastic = handler.max_nodes > 1  # else there is nobody to go on, and a signal ends the job
         self._link = Link(Commits(handler.membership).take)
         self._released_for = 0
         self._told_drains: tuple[int, frozenset[str]] = (0, frozenset())
@@ -82,6 +90,7 @@ class SpotAgent(LocalElasticAgent):
         self._reported = False
         self._told = False
         self._signal: signal.Signals | None = None
+        self._notices: dict[str, Notice] = {}  # those that say this node will go, by id
         self._signals = 0
         self._failures: dict[int, ProcessFailure] = {}
 
@@ -107,6 +116,8 @@ class SpotAgent(LocalElasticAgent):
                 self._link.poll()
                 for signum in self._wakeup.take():
                     self._take_signal(signum)
+                for notice in self._board.take():
+                    self._take_notice(notice)
 
     def _situation(self) -> Situation:
         status = self._workers.poll()
@@ -121,7 +132,7 @@ class SpotAgent(LocalElasticAgent):
             started_as=self._started_as,
             reported=self._reported,
             told=self._told,
-            leaving=self._signal is not None or self._is_drained(),
+            leaving=self._signal is not None or bool(self._notices) or self._is_drained(),
             cooperative=cooperative,
             in_place=all(worker.in_place for worker in spoken),
             released_for=self._released_for,
@@ -143,12 +154,14 @@ class SpotAgent(LocalElasticAgent):
         elif action is Action.ABORT:
             self._stop(signal.SIGTERM, ABORT_GRACE_S, "its round is over")
         elif action is Action.STOP:
-            self._stop(self._signal or signal.SIGTERM, float(self._shutdown_timeout), "this node ends")
+            self._stop(self._signal or signal.SIGTERM, self._grace_s(), "this node ends")
         elif action is Action.REPORT:
             self._report()
         elif action is Action.TELL:
             self._tell()
         elif action is Action.LEAVE:
+            for notice in self._notices.values():
+                self._board.safe_to_go(notice)
             raise Drained(self._why_left(), self._signal)
         elif action is Action.REFUSED:
             refused = self._membership.standing().refused
@@ -160,8 +173,37 @@ class SpotAgent(LocalElasticAgent):
         if self._signals > 1:  # whoever asks twice means it
             self._workers.stop(signal.SIGKILL, 0.0)
             return
+        notice = notice_from_signal(signum, os.environ, time.monotonic())
+        if notice is not None and self._elastic:
+            self._board.hear(notice)
+            return
         self._signal = signum
         events.emit("signal", f"{signum.name}: this node leaves", signal=signum.name, level=logging.WARNING)
+
+    def _take_notice(self, notice: Notice) -> None:
+        fields: dict[str, Any] = {"source": notice.source, "notice": notice.kind, "seconds_left": notice.seconds_left}
+        if notice.withdrawn:
+            events.emit("notice_withdrawn", f"{notice.source}: the notice was withdrawn", **fields)
+            if self._notices.pop(notice.id, None) is not None and not self._notices and self._signal is None:
+                self._membership.drain(None)
+                self._told = False
+        elif notice.grade is Grade.MAY:
+            events.emit("notice_may", f"{notice.source}: {notice.detail}; the next step is saved", **fields)
+            self._link.tell({"op": "save"})
+        else:
+            message = f"{notice.source}: this node goes in {notice.seconds_left:.0f} s ({notice.detail})"
+            events.emit("notice", message, level=logging.WARNING, **fields)
+            self._notices[notice.id] = notice
+
+    def _seconds_left(self) -> float:
+        """Until this node goes."""
+        if not self._notices:
+            return float(self._shutdown_timeout)
+        return max(0.0, min(notice.deadline_s for notice in self._notices.values()) - time.monotonic())
+
+    def _grace_s(self) -> float:
+        """What a worker gets between SIGTERM and SIGKILL."""
+        return min(float(self._shutdown_timeout), max(0.0, self._seconds_left() - LEAVE_MARGIN_S))
 
     def _is_drained(self) -> bool:
         return self._membership.standing().node_id in self._membership.standing().drains
@@ -169,6 +211,8 @@ class SpotAgent(LocalElasticAgent):
     def _why_left(self) -> str:
         if self._signal is not None:
             return f"This node left the job: {self._signal.name}."
+        if self._notices:
+            return f"This node left the job: {', '.join(notice.detail for notice in self._notices.values())}."
         drain = self._membership.standing().drains.get(self._membership.standing().node_id)
         return f"This node left the job: {drain.source if drain else 'drained'}."
 
@@ -207,7 +251,8 @@ class SpotAgent(LocalElasticAgent):
         """The workers' round is over: they leave it at the agreed step, or right now if a member of it is gone."""
         current = self._membership.standing().round
         assert current is not None
-        planned = current.kind in Round.PLANNED
+        # Workers that still wait for a member that will not come cannot agree on a step.
+        planned = current.kind in Round.PLANNED and all(worker.entered for worker in self._link.spoken())
         self._released_for = current.number
         self._overdue_s = time.monotonic() + (BOUNDARY_S if planned else RELEASE_S)
         self._link.tell({"op": "release", "planned": planned})
@@ -217,7 +262,7 @@ class SpotAgent(LocalElasticAgent):
         self._rendezvous(self._worker_group)
         assert self._round is not None
         for connection, environment in zip(self._link.spoken(), self._environments().values(), strict=True):
-            connection.ready = False
+            connection.ready = connection.entered = False
             self._link.tell({"op": "round", "environment": environment}, connection)
         self._overdue_s = None
         events.emit("workers_admitted", round=self._round.number, pids=list(self._workers.poll().pids.values()))
@@ -330,10 +375,12 @@ class SpotAgent(LocalElasticAgent):
     def _tell(self) -> None:
         standing = self._membership.standing()
         if standing.node_id not in standing.drains:
-            source = self._signal.name if self._signal else "drained"
-            self._membership.drain(Drain(standing.node_id, float(self._shutdown_timeout), source))
+            notice = next(iter(self._notices.values()), None)
+            source = notice.source if notice else self._signal.name if self._signal else "drained"
+            reason = notice.detail if notice else ""
+            self._membership.drain(Drain(standing.node_id, self._seconds_left(), source, reason))
         self._told = True
-        self._overdue_s = time.monotonic() + float(self._shutdown_timeout)
+        self._overdue_s = time.monotonic() + max(0.0, self._seconds_left() - LEAVE_MARGIN_S)
 
     def _finish(self) -> RunResult:
         outcome = self._membership.standing().outcome

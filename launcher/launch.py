@@ -21,6 +21,7 @@ from spotrun import events
 from spotrun.config import AgentOptions
 from spotrun.errors import UsageError
 from spotrun.launcher.agent import Drained, SpotAgent
+from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
 from spotrun.rendezvous.plugin import create_handler
@@ -48,19 +49,26 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
             node_id = handler.membership.standing().node_id
             if options.events is not None:
                 events.to_file(options.events, node=node_id)
+            board = NoticeBoard(options.notice, wakeup)
             agent = SpotAgent(
                 _spec(config, entrypoint, args, handler),
                 config.logs_specs,  # type: ignore[arg-type]
                 workers,
                 wakeup,
                 handler,
+                board,
                 start_method=config.start_method,
                 log_line_prefix_template=config.log_line_prefix_template,
                 shutdown_timeout=config.shutdown_timeout or 0,
             )
-            wakeup.catch(signal.Signals[name.strip()] for name in config.signals_to_handle.split(","))
+            handled = {signal.Signals[name.strip()] for name in config.signals_to_handle.split(",")}
+            wakeup.catch(handled | {signal.SIGUSR2})  # Slurm's --signal, as sbatch users give it
+            board.start()
             initialize_metrics(MetricsConfig(config.metrics_cfg))
-            return _run(agent, config, options)
+            try:
+                return _run(agent, config, options)
+            finally:
+                board.stop()
         finally:
             workers.close()
             handler.close()

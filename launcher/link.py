@@ -12,6 +12,7 @@ A worker that uses the training API connects and says hello. From the agent it h
 and it says
 
     {"op": "hello", "local_rank": n, "in_place": bool}
+    {"op": "entered"}                                  it has met all others of its round
     {"op": "progress", "step": n, ...}
     {"op": "ready", "agreed": bool, "in_place": bool}  its process groups are gone; agreed: after the agreed step
     {"op": "commit", "what": "fence"|"record", "round": n, "step": n, "name": text}    around a checkpoint's publication
@@ -43,6 +44,7 @@ class Connection:
     data: bytearray = field(default_factory=bytearray)
     local_rank: int | None = None
     in_place: bool = False
+    entered: bool = False
     ready: bool = False
     agreed: bool = False
     progress: dict[str, Any] = field(default_factory=dict)
@@ -130,6 +132,8 @@ class Link:
         if op == "hello":
             connection.local_rank = int(message["local_rank"])
             connection.in_place = bool(message["in_place"])
+        elif op == "entered":
+            connection.entered = True
         elif op == "ready":
             connection.ready, connection.agreed = True, bool(message["agreed"])
             connection.in_place = bool(message["in_place"])

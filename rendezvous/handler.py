@@ -87,6 +87,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
         agent_socket: socket.socket,
         wakeups: queue.SimpleQueue[None],
         address: str,
+        max_nodes: int,
         timeout_s: float,
     ) -> None:
         self.client = client
@@ -97,6 +98,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
         self._agent_socket = agent_socket
         self._wakeups = wakeups
         self.address = address
+        self.max_nodes = max_nodes
         self._timeout_s = timeout_s
         self._seen = 0
         self._started = False

@@ -206,8 +206,9 @@ class Membership:
         ops = [Op.put(name, value) for name, value in self._to_write.items()]
         if self._written != (self._node, self._drain):
             ops.append(Op.put(key, encode(self._node), lease))
-            mark = self.keys.drain(self._node.node_id)
-            ops.append(Op.put(mark, encode(self._drain), lease) if self._drain else Op.delete(mark))
+            if self._written is None or self._written[1] != self._drain:  # else it may be another's word
+                mark = self.keys.drain(self._node.node_id)
+                ops.append(Op.put(mark, encode(self._drain), lease) if self._drain else Op.delete(mark))
         if ops:
             self.client.txn([Compare.created(key, self._create_revision)], ops)
             self._written, self._to_write = (self._node, self._drain), {}

@@ -100,6 +100,7 @@ def create_handler(
         agent_socket,
         wakeups,
         address,
+        parameters.max_nodes,
         _number(parameters, "timeout", TIMEOUT_S),
     )
 

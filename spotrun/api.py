@@ -99,6 +99,8 @@ class Job:
         self._step_s: float | None = None
         self._stepped_s = self._told_s = time.monotonic()
         self._audits: list[AuditWriter] = []
+        if link is not None:
+            link.entered()
 
     @property
     def sharded(self) -> bool:

@@ -30,11 +30,16 @@ class AgentOptions:
 
     drain_exit_code: int = DRAIN_EXIT_PLAIN  # of the process, when this node was drained
     warm: str = "auto"  # auto: workers are forked from a process that has imported torch, where that is safe
+    notice: tuple[str, ...] = ("auto",)  # where news of this machine's end comes from; checked by the launcher
     events: Path | None = None  # the file that gets every event as a line of JSON
 
 
 def agent_options(
-    drain_exit_code: str | None, warm: str | None, events: str | None, environ: Mapping[str, str]
+    drain_exit_code: str | None,
+    warm: str | None,
+    notice: str | None,
+    events: str | None,
+    environ: Mapping[str, str],
 ) -> AgentOptions:
     """The options of the agent, from the raw values of the flags; None stands for a flag that was not given."""
     return AgentOptions(
@@ -42,6 +47,7 @@ def agent_options(
             default_drain_exit_code(environ) if drain_exit_code is None else parse_drain_exit_code(drain_exit_code)
         ),
         warm=parse_warm("auto" if warm is None else warm),
+        notice=("auto",) if notice is None else tuple(name.strip() for name in notice.split(",")),
         events=None if events is None else parse_events(events),
     )
 

@@ -62,6 +62,10 @@ class Link:
         path = os.environ.get(ENVIRONMENT)
         return None if path is None else Link(path, local_rank, in_place=in_place, abort=abort)
 
+    def entered(self) -> None:
+        """This worker has met all others of its round: from now on they can agree on a step."""
+        self._say({"op": "entered"})
+
     def progress(self, **fields: Any) -> None:
         self._say({"op": "progress", **fields})
 

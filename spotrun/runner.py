@@ -83,13 +83,12 @@ class Groups:
         import torch
         import torch.distributed as dist
 
-        before = _tcp_sockets()
+        with self._lock:
+            self._before = _tcp_sockets()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             dist.init_process_group("cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo")
-        with self._lock:
-            self._before = before
 
     def close(self) -> None:
         import torch.distributed as dist
@@ -107,9 +106,7 @@ class Groups:
         import torch
         import torch.distributed as dist
 
-        if not dist.is_initialized():
-            return
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and dist.is_initialized():
             dist.distributed_c10d._abort_process_group()
         with self._lock:
             for fd in _tcp_sockets() - self._before:
@@ -140,8 +137,8 @@ def _one_round(
             raise
         failure = error
         events.emit("collective_failed", level=logging.DEBUG, round=place.round, error=str(error)[:500])
-    # torch caches what it knows of sharded tensors by the shape of the mesh, not by the rank in it: a process that comes
-    # back with another rank to a mesh of the same shape would cut its shards wrong. FSDP workers are started anew.
+    # torch caches what it knows of sharded tensors by the shape of the mesh, not by the rank in it: a process that
+    # comes back with another rank to a mesh of the same shape cuts its shards wrong. FSDP workers are started anew.
     in_place = job is None or not job.sharded
     # Closing the groups also tells those peers that wait for this rank.
     _forget_frames(failure)

@@ -18,6 +18,11 @@ PR_SET_CHILD_SUBREAPER = 36
 GONE_S = 10.0  # a process that was told to die gets this long
 
 
+def _segments() -> set[str]:
+    """Less the semaphores of multiprocessing, which any process of this machine makes and unlinks all the time."""
+    return {path.name for path in Path("/dev/shm").iterdir() if not path.name.startswith("sem.mp-")}
+
+
 def _living() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children(recursive=True):
@@ -37,10 +42,10 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     scratch = tmp_path_factory.mktemp("tmp")
     old, tempfile.tempdir = tempfile.tempdir, str(scratch)
     os.environ["TMPDIR"] = str(scratch)
-    shm = set(Path("/dev/shm").iterdir())
+    shm = _segments()
     yield
     until("the tests' processes are gone", lambda: not _living(), GONE_S, detail=lambda: str(_living()))
-    left = {path.name for path in set(Path("/dev/shm").iterdir()) - shm}
+    left = _segments() - shm
     assert not left, f"left in /dev/shm: {left}"
     files = [str(path.relative_to(scratch)) for path in scratch.rglob("*")]
     assert not files, f"left in the temporary directory: {files}"

@@ -32,6 +32,9 @@ class Command:
 COMMANDS = {
     "run": Command("spotrun.cli.launch:main", "Launch a script; the word may be left out."),
     "demo": Command("spotrun.cli.demo:main", "See training survive on this one machine."),
+    "drain": Command("spotrun.cli.drain:drain", "Make a node of a running job leave, without losing a step."),
+    "audit": Command("spotrun.cli.audit:audit", "Prove from a job's audit that each sample was used exactly once."),
+    "checkpoints": Command("spotrun.cli.checkpoints:checkpoints", "List, verify, prune and export checkpoints."),
     "etcd": Command("spotrun.cli.etcd:etcd", "Run an etcd for jobs on this host, in the foreground."),
 }
 
