@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ENVIRONMENT = "SPOTRUN_LINK"
+ABORT_AGAIN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Link:
         self._sock.connect(path)
         self._lock = threading.Lock()
         self._abort = abort
+        self._left = threading.Event()  # this worker has left its round
         self._rounds: queue.SimpleQueue[dict[str, str] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self.wanted: set[str] = set()
@@ -73,12 +75,14 @@ class Link:
         self, timeout_s: float | None = None, *, agreed: bool, in_place: bool = True
     ) -> dict[str, str] | None:
         """Say that this worker has left its round, and wait for the environment of the next one; None: in vain."""
+        self._left.set()
         self._say({"op": "ready", "agreed": agreed, "in_place": in_place})
         try:
             environment = self._rounds.get(timeout=timeout_s)
         except queue.Empty:
             return None
         self.wanted.clear()
+        self._left.clear()
         self.deadline_s = None
         return environment
 
@@ -119,5 +123,7 @@ class Link:
             self.wanted |= {"leave", "durable"} if message["save"] else {"leave"}
         elif op == "release":
             self.wanted.add("leave")
-            if not message["planned"]:
+            # Again and again: the training thread may be on its way into the next thing that cannot succeed.
+            while not message["planned"] and not self._left.is_set():
                 self._abort()
+                self._left.wait(ABORT_AGAIN_S)

@@ -42,6 +42,7 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     scratch = tmp_path_factory.mktemp("tmp")
     old, tempfile.tempdir = tempfile.tempdir, str(scratch)
     os.environ["TMPDIR"] = str(scratch)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))  # torch makes it when imported
     shm = _segments()
     yield
     until("the tests' processes are gone", lambda: not _living(), GONE_S, detail=lambda: str(_living()))

@@ -87,8 +87,8 @@ OWN = (
         (
             _own("--warm", "MODE", "auto", "auto starts workers from a process that has imported torch, where that is "
                  "safe; off starts each anew."),
-            _own("--notice", "SOURCES", "auto", "Where news of this machine's end comes from: auto, none, or some of aws, "
-                 "gcp, azure, alibaba, file:PATH, http[:PORT], health."),
+            _own("--notice", "SOURCES", "auto", "Where news of this machine's end comes from: auto, none, or some of "
+                 "aws, gcp, azure, alibaba, file:PATH, http[:PORT], health."),
             _own("--events", "FILE", "", "Append what happens to FILE, a line of JSON for each event."),
         ),
     ),
