@@ -24,7 +24,7 @@ from spotrun.launcher.agent import Drained, SpotAgent
 from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
-from spotrun.rendezvous.plugin import create_handler
+from spotrun.rendezvous.creation import create_handler
 
 logger = logging.getLogger("spotrun")
 

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from spotrun import events
@@ -19,6 +20,7 @@ from spotrun.link import Link, Place
 
 logger = logging.getLogger("spotrun")
 
+STORE_S = 2.0  # one try to reach the store of a round
 VERDICT_S = 15.0  # after a collective failed: by then a lost node's lease has told, and a newer round is known
 _PEER_LOSS = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|closed by peer|remote process|connectfullmesh|nccl|"
@@ -77,6 +79,7 @@ class Groups:
 
     def __init__(self) -> None:
         self._before: set[int] = set()  # sockets that are none of the groups'
+        self._aborted = False
         self._lock = threading.Lock()
 
     def open(self) -> None:
@@ -84,11 +87,27 @@ class Groups:
         import torch.distributed as dist
 
         with self._lock:
-            self._before = _tcp_sockets()
+            self._before, self._aborted = _tcp_sockets(), False
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo")
+            backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+                dist.init_process_group(backend, store=self._meet(), rank=rank, world_size=size)
+            else:
+                dist.init_process_group(backend)
+
+    def _meet(self) -> Any:
+        """The store of the round. By itself torch would try to reach one that is gone for half an hour."""
+        import torch.distributed as dist
+        from torch._C._distributed_c10d import TCPStore  # where torch's stubs declare it
+
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        while not self._aborted:
+            with contextlib.suppress(dist.DistError):
+                return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=STORE_S))
+        raise dist.DistNetworkError(f"the store of the round at {address}:{port} is gone")
 
     def close(self) -> None:
         import torch.distributed as dist
@@ -108,6 +127,7 @@ class Groups:
 
         if torch.cuda.is_available() and dist.is_initialized():
             dist.distributed_c10d._abort_process_group()
+        self._aborted = True
         with self._lock:
             for fd in _tcp_sockets() - self._before:
                 with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as copy:

@@ -47,7 +47,7 @@ def test_a_spot_notice_of_aws_on_the_node_of_rank_0_costs_no_step(make_job: Make
         finish(job, others)
     assert first.events("notice")[-1]["source"] == "aws"
     assert "this node goes in" in first.output()
-    assert recomputed(job) == 0
+    assert recomputed(job) == 0, job.tell()
     formed = others[0].events("round_formed")[-1]
     assert (formed["cause"], formed["restarts"]) == ("drained", 0)
 
@@ -63,7 +63,7 @@ def test_notices_for_two_nodes_at_once_make_one_new_round(make_job: MakeJob, tmp
     assert [node.wait() for node in leavers] == [0, 0], job.tell()
     job.until_steps(5, world=1)
     finish(job, [stays])
-    assert recomputed(job) == 0
+    assert recomputed(job) == 0, job.tell()
     formed = [event["world_size"] for event in stays.events("round_formed")]
     assert formed[-1] == 1
     assert len(formed) <= 3, "one round, or two where the second notice came after the window"
@@ -89,7 +89,7 @@ def test_slurms_warning_signal_drains(make_job: MakeJob) -> None:
     assert nodes[0].wait() == 75, "so that Slurm queues it again"
     job.until_steps(10, world=1)
     finish(job, nodes[1:])
-    assert recomputed(job) == 0
+    assert recomputed(job) == 0, job.tell()
 
 
 def test_a_node_is_drained_from_anywhere(make_job: MakeJob) -> None:
@@ -106,4 +106,4 @@ def test_a_node_is_drained_from_anywhere(make_job: MakeJob) -> None:
     assert nodes[0].wait() == 0
     job.until_steps(10, world=1)
     finish(job, nodes[1:])
-    assert recomputed(job) == 0
+    assert recomputed(job) == 0, job.tell()
