@@ -22,9 +22,7 @@ POLL_S = 0.2  # a person waits; a watch would spare nothing
 @click.argument("node")
 @click.option("--rdzv-endpoint", required=True, envvar="PET_RDZV_ENDPOINT", help="The etcd of the job.")
 @click.option("--rdzv-id", required=True, envvar="PET_RDZV_ID", help="The job.")
-@click.option(
-    "--deadline", "deadline_s", type=float, default=DEADLINE_S, show_default=True, help="Seconds it has."
-)
+@click.option("--deadline", "deadline_s", type=float, default=DEADLINE_S, show_default=True, help="Seconds it has.")
 @click.option("--etcd-cacert", type=Path, envvar="SPOTRUN_ETCD_CACERT", help="CA certificate of etcd.")
 @click.option("--etcd-cert", type=Path, envvar="SPOTRUN_ETCD_CERT", help="Client certificate.")
 @click.option("--etcd-key", type=Path, envvar="SPOTRUN_ETCD_KEY", help="Its key.")
@@ -65,9 +63,7 @@ def drain(
         end_s = time.monotonic() + deadline_s + POLL_S
         while (there := client.get(found.key)) is not None and there.create_revision == found.create_revision:
             if time.monotonic() > end_s:
-                raise UsageError(
-                    f"{name} is still in the job {rdzv_id!r} after {deadline_s:g} s; it knows of it."
-                )
+                raise UsageError(f"{name} is still in the job {rdzv_id!r} after {deadline_s:g} s; it knows of it.")
             time.sleep(POLL_S)
     sys.stdout.write(f"{name} has left the job {rdzv_id}.\n")
 
