@@ -14,7 +14,7 @@ from torch.distributed.elastic.metrics import initialize_metrics
 from torch.distributed.elastic.metrics.api import MetricsConfig
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.launcher.api import LaunchConfig
+from torch.distributed.launcher.api import LaunchConfig, _get_entrypoint_name
 from torch.distributed.run import run_script_path
 
 from spotrun import events
@@ -40,6 +40,8 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
     if not isinstance(entrypoint, str):
         raise UsageError("The etcd-v3 backend starts programs, not functions: give a script, or --rdzv-backend=c10d.")
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = config.signals_to_handle  # as torchrun passes it to the workers
+    if options.audit is not None:
+        os.environ["SPOTRUN_AUDIT"] = str(options.audit)
     # The order counts: the process that starts workers must be there before grpc has threads.
     workers = Workers(warm=options.warm != "off")
     wakeup = Wakeup()
@@ -66,7 +68,7 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
             board.start()
             initialize_metrics(MetricsConfig(config.metrics_cfg))
             try:
-                return _run(agent, config, options)
+                return _run(agent, _get_entrypoint_name(entrypoint, args), config, options)
             finally:
                 board.stop()
         finally:
@@ -77,7 +79,7 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
         wakeup.close()
 
 
-def _run(agent: SpotAgent, config: LaunchConfig, options: AgentOptions) -> dict[int, Any]:
+def _run(agent: SpotAgent, name: str, config: LaunchConfig, options: AgentOptions) -> dict[int, Any]:
     try:
         result = agent.run()
     except Drained as drained:
@@ -91,7 +93,6 @@ def _run(agent: SpotAgent, config: LaunchConfig, options: AgentOptions) -> dict[
         raise
     elastic_events.record(agent.get_event_succeeded(), config.event_log_handler)
     if result.is_failed():
-        name = agent.get_worker_group().spec.get_entrypoint_name()  # type: ignore[no-untyped-call]
         raise ChildFailedError(name, result.failures)
     return dict(result.return_values)
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("spotrun")
 
+AUDIT_ENV = "SPOTRUN_AUDIT"  # what `spotrun --audit DIR` sets for its workers
 PROGRESS_S = 1.0  # the agent hears of progress at most this often
 LAST_SAVE_S = 600.0  # a save at the end of training, or where nobody would be left, may take this long
 MARGIN_S = 1.0  # of a drain's deadline, left for leaving
@@ -274,11 +275,12 @@ class Job:
         return {"step": self.steps, "data": [batches.state_dict() for batches in self._batches]}
 
     def _start_audit(self) -> None:
-        if self._options.audit_dir is None:
+        root = self._options.audit_dir or os.environ.get(AUDIT_ENV)
+        if root is None:
             return
         place = {"round": self.round, "rank": self.rank, "world_size": self.world_size}
         for index, batches in enumerate(self._batches):
-            directory = Path(self._options.audit_dir) / (f"data-{index}" if index else "")
+            directory = Path(root) / (f"data-{index}" if index else "")
             audit = AuditWriter(directory, data=batches.state_dict(), **place)
             batches.on_step = audit.committed
             self._audits.append(audit)

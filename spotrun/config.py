@@ -31,6 +31,7 @@ class AgentOptions:
     drain_exit_code: int = DRAIN_EXIT_PLAIN  # of the process, when this node was drained
     warm: str = "auto"  # auto: workers are forked from a process that has imported torch, where that is safe
     notice: tuple[str, ...] = ("auto",)  # where news of this machine's end comes from; checked by the launcher
+    audit: Path | None = None  # where jobs on the training API record which samples each step used
     events: Path | None = None  # the file that gets every event as a line of JSON
 
 
@@ -38,6 +39,7 @@ def agent_options(
     drain_exit_code: str | None,
     warm: str | None,
     notice: str | None,
+    audit: str | None,
     events: str | None,
     environ: Mapping[str, str],
 ) -> AgentOptions:
@@ -48,6 +50,7 @@ def agent_options(
         ),
         warm=parse_warm("auto" if warm is None else warm),
         notice=("auto",) if notice is None else tuple(name.strip() for name in notice.split(",")),
+        audit=None if audit is None else Path(os.path.abspath(os.path.expanduser(audit))),
         events=None if events is None else parse_events(events),
     )
 

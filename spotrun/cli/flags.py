@@ -89,6 +89,8 @@ OWN = (
                  "safe; off starts each anew."),
             _own("--notice", "SOURCES", "auto", "Where news of this machine's end comes from: auto, none, or some of "
                  "aws, gcp, azure, alibaba, file:PATH, http[:PORT], health."),
+            _own("--audit", "DIR", "", "Where jobs on the training API record the samples of each step; `spotrun "
+                 "audit` checks them."),
             _own("--events", "FILE", "", "Append what happens to FILE, a line of JSON for each event."),
         ),
     ),

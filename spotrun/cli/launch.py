@@ -33,7 +33,7 @@ logger = logging.getLogger("spotrun")
 CONF_KEYS = {flag.dest: flag.conf for flag in OWN_FLAGS if flag.conf}
 _FILES = ("cacert", "cert", "key", "password_file")
 _ETCD_ACCESS = (*_FILES, "user")
-_OPTIONS = ("drain_exit_code", "warm", "notice", "events")
+_OPTIONS = ("drain_exit_code", "warm", "notice", "audit", "events")
 
 
 class TorchRefused(UsageError, ValueError):
@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> None:
     if args.rdzv_backend != BACKEND:
         _run_by_torch(args)
         return
-    drain_exit_code, warm, notice, events = (getattr(args, name, None) for name in _OPTIONS)
-    options = values.agent_options(drain_exit_code, warm, notice, events, os.environ)
+    given = {name: getattr(args, name, None) for name in _OPTIONS}
+    options = values.agent_options(**given, environ=os.environ)
     alone = args.standalone or (not args.rdzv_endpoint and highest == 1)
     if alone:
         if lowest > 1:

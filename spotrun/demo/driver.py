@@ -18,6 +18,7 @@ from rich.live import Live
 
 from spotrun import events
 from spotrun.demo import view
+from spotrun.demo.metadata import Metadata
 from spotrun.demo.nodes import Nodes
 from spotrun.demo.plot import draw
 from spotrun.demo.scenario import FIRST_NODES, SCENARIO, Due, due
@@ -32,7 +33,7 @@ LOOK_S = 0.25  # fast enough to seem live, slow enough to be calm
 PLAIN_S = 10.0  # between two lines that tell of progress, where there is no terminal
 STALL_S = 90.0  # longer than any start, restart or step on a busy machine
 STEPS = 100_000  # the demo ends by time; this is only a bound
-OURS = ("metrics.jsonl", "checkpoint.pt", "checkpoint.tmp", "stop", "loss.png", "events", "logs")  # in the out folder
+OURS = ("metrics.jsonl", "checkpoints", "stop", "loss.png", "events", "logs")  # in the out folder
 
 
 class DemoFailed(SpotrunError):
@@ -76,7 +77,8 @@ def _run(seconds: float, out: Path, console: Console, wakeup: Wakeup, plain: boo
     script = (str(SCRIPT), f"--out={out.resolve()}", f"--steps={STEPS}")
     with ExitStack() as stack:
         etcd = stack.enter_context(EmbeddedEtcd())
-        nodes = stack.enter_context(Nodes(etcd.endpoint, out, script, most=len(FIRST_NODES)))
+        metadata = stack.enter_context(Metadata())
+        nodes = stack.enter_context(Nodes(etcd.endpoint, metadata, out, script, most=len(FIRST_NODES)))
         show: _PlainShow | _LiveShow = _PlainShow(console) if plain else _LiveShow(console)
         stack.enter_context(show)
         for node in FIRST_NODES:
@@ -127,6 +129,9 @@ def _judge(nodes: Nodes, now: Scene, *, ended: bool) -> None:
     if idle_s > STALL_S:
         running = next(process.node for process in nodes.processes() if process.exit_code is None)
         raise DemoFailed(f"No step was made for {STALL_S:.0f} s; {_quote(nodes, running)}")
+    if len(now.timeline.incidents) < len(nodes.deeds) and time.monotonic() - nodes.deeds[-1].mono_s > STALL_S:
+        node = nodes.deeds[-1].node
+        raise DemoFailed(f"The others took no notice of {node} for {STALL_S:.0f} s; {_quote(nodes, node)}")
 
 
 def _quote(nodes: Nodes, node: str) -> str:

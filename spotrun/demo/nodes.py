@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from spotrun import events
+from spotrun.demo.metadata import Metadata
 from spotrun.demo.scene import Process
 from spotrun.demo.timeline import Deed
 
@@ -39,8 +40,9 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 class Nodes:
     """Starts, kills and drains agents; remembers what was done to them."""
 
-    def __init__(self, endpoint: str, out: Path, script: Sequence[str], most: int) -> None:
+    def __init__(self, endpoint: str, metadata: Metadata, out: Path, script: Sequence[str], most: int) -> None:
         self._endpoint = endpoint
+        self._metadata = metadata
         self._out = out
         self._script = tuple(script)
         self._most = most
@@ -60,7 +62,7 @@ class Nodes:
         launch = [
             *("-m", "spotrun", "run", f"--nnodes=1:{self._most}", "--nproc-per-node=1"),
             *(f"--rdzv-endpoint={self._endpoint}", "--rdzv-id=demo", f"--node-id={node}"),
-            *(f"--join-window={JOIN_WINDOW_S:g}", f"--events={self.events_file(node)}"),
+            *(f"--join-window={JOIN_WINDOW_S:g}", f"--events={self.events_file(node)}", "--notice=aws"),
         ]
         self.events_file(node).parent.mkdir(exist_ok=True)
         self.log_file(node).parent.mkdir(exist_ok=True)
@@ -72,7 +74,11 @@ class Nodes:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "SPOTRUN_AWS_METADATA_URL": self._metadata.url(node),
+                },
                 start_new_session=True,  # a Ctrl-C at the terminal is for the demo alone
             )
 
@@ -82,9 +88,9 @@ class Nodes:
         self._agents[node].kill()
 
     def drain(self, node: str) -> None:
-        """As a cloud does that takes the machine back."""
+        """As AWS does that takes a spot instance back: it says so in the instance's metadata."""
         self._note("drain", node)
-        self._agents[node].terminate()
+        self._metadata.reclaim(node)
 
     def processes(self) -> list[Process]:
         return [Process(node, agent.poll()) for node, agent in self._agents.items()]

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from spotrun.demo.timeline import Deed, Incident, Round, Timeline
 
+NAMES = {"aws": "AWS"}  # of those who give notice
+
 Tone = Literal["deed", "round", "good", "bad"]
 
 
@@ -60,7 +62,7 @@ def scene(
     training = bool(current and now.steps and now.steps[-1].round == current.number)
     stalled_s = now_s - now.steps[-1].mono_s if now.steps and not training and not _ended(events) else None
     rows = [_row(process, current, training, events.get(process.node, ()), deeds) for process in processes]
-    stories = [*_deeds(now, deeds), *_rounds(now), *_resumed(now), *_others(events)]
+    stories = [*_deeds(now, deeds), *_notices(now), *_rounds(now), *_resumed(now), *_others(events)]
     told = [Story(at_s - began_s, tone, text) for at_s, tone, text in sorted(stories, key=lambda item: item[0])]
     return Scene(now_s - began_s, seconds, now, tuple(rows), tuple(told), stalled_s)
 
@@ -86,9 +88,15 @@ def _row(
         return NodeRow(process.node, "done", None)
     if process.exit_code is not None:
         return NodeRow(process.node, f"exited with code {process.exit_code}", None)
-    if rank is not None:
-        return NodeRow(process.node, "training" if training else "starting its worker", rank)
-    return NodeRow(process.node, "waiting for a round" if events else "starting", None)
+    if current is not None and rank is not None:
+        return NodeRow(process.node, "training" if training else _entering(current, events), rank)
+    return NodeRow(process.node, "getting ready", None)
+
+
+def _entering(current: Round, events: Sequence[Mapping[str, Any]]) -> str:
+    """Workers that trained in an earlier round go on in the same processes; a newcomer's are started."""
+    before = any(event["kind"] == "workers_started" and event["round"] < current.number for event in events)
+    return f"entering round {current.number}" if before else "starting its worker"
 
 
 Untold = tuple[float, Tone, str]  # with its time on the host's clock
@@ -97,16 +105,31 @@ Untold = tuple[float, Tone, str]  # with its time on the host's clock
 def _deeds(now: Timeline, deeds: Sequence[Deed]) -> list[Untold]:
     stories: list[Untold] = []
     for deed in deeds:
-        before = [item for item in now.rounds if item.formed_s <= deed.mono_s]
-        nodes = before[-1].nodes if before else ()
-        rank = f" (rank {nodes.index(deed.node)})" if deed.node in nodes else ""
-        text = {
-            "kill": f"SIGKILL: {deed.node}{rank} is gone without a word.",
-            "start": f"A new machine: {deed.node} starts and asks to join.",
-            "drain": f"SIGTERM: {deed.node}{rank} must leave, and tells the others.",
-        }[deed.kind]
-        stories.append((deed.mono_s, "deed", text))
-    return stories
+        if deed.kind == "kill":
+            text = f"SIGKILL: {deed.node}{_rank(now, deed.node, deed.mono_s)} is gone without a word."
+            stories.append((deed.mono_s, "deed", text))
+        elif deed.kind == "start":
+            stories.append((deed.mono_s, "deed", f"A new machine: {deed.node} starts and asks to join."))
+    return stories  # a drain is told of when the node has heard of it
+
+
+def _notices(now: Timeline) -> list[Untold]:
+    return [
+        (
+            notice.mono_s,
+            "deed",
+            f"{NAMES.get(notice.source, notice.source)}: {notice.node}{_rank(now, notice.node, notice.mono_s)} will "
+            f"be reclaimed in {notice.seconds_left:.0f} s.",
+        )
+        for notice in now.notices
+    ]
+
+
+def _rank(now: Timeline, node: str, at_s: float) -> str:
+    """The rank that `node` had then, in brackets."""
+    before = [item for item in now.rounds if item.formed_s <= at_s]
+    nodes = before[-1].nodes if before else ()
+    return f" (rank {nodes.index(node)})" if node in nodes else ""
 
 
 def _rounds(now: Timeline) -> list[Untold]:

@@ -44,11 +44,22 @@ class Deed:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """A node heard that it will be taken away in `seconds_left`."""
+
+    node: str
+    source: str
+    seconds_left: float
+    mono_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Incident:
     """A change of the world that training got over.
 
     `pause_s` is what the nodes that stayed felt: from their last step in the old world to the first in the new one.
-    `noticed_s` is from the demo's own deed, where that was the cause, to the new round.
+    `noticed_s` is how long it took until the new round: from the demo's own deed, where that was the cause, or for a
+    drain from when the node heard of it (until then it is the cloud's time: a node asks it every few seconds).
     """
 
     rounds: tuple[Round, ...]
@@ -67,7 +78,7 @@ class Incident:
 
     @property
     def recomputed(self) -> int:
-        """Steps of the old world that no checkpoint held."""
+        """Steps of the old world that are lost: what was made since the survivors' last copy of the state."""
         return max(0, self.last.step - self.first.step + 1)
 
 
@@ -76,6 +87,7 @@ class Timeline:
     steps: tuple[Step, ...] = ()
     rounds: tuple[Round, ...] = ()
     incidents: tuple[Incident, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
     @property
     def recomputed(self) -> int:
@@ -90,8 +102,8 @@ def timeline(
 ) -> Timeline:
     """`events` by the node that wrote them."""
     steps = tuple(_step(line) for line in metrics)
-    rounds = _rounds(events)
-    return Timeline(steps, rounds, tuple(_incidents(steps, rounds, deeds)))
+    rounds, notices = _rounds(events), _notices(events)
+    return Timeline(steps, rounds, tuple(_incidents(steps, rounds, notices, deeds)), notices)
 
 
 def _step(line: Mapping[str, Any]) -> Step:
@@ -114,7 +126,20 @@ def _rounds(events: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Round, .
     return tuple(found[number] for number in sorted(found))
 
 
-def _incidents(steps: Sequence[Step], rounds: Sequence[Round], deeds: Sequence[Deed]) -> Iterable[Incident]:
+def _notices(events: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Notice, ...]:
+    """Those that mean the end of a node, each once: an agent may tell of one in several events."""
+    found: dict[tuple[str, str], Notice] = {}
+    for node, lines in events.items():
+        for event in lines:
+            if event["kind"] == "notice" and event.get("grade", "WILL") == "WILL" and not event.get("withdrawn"):
+                notice = Notice(node, event["source"], event["seconds_left"], event["mono_s"])
+                found.setdefault((node, notice.source), notice)
+    return tuple(found.values())
+
+
+def _incidents(
+    steps: Sequence[Step], rounds: Sequence[Round], notices: Sequence[Notice], deeds: Sequence[Deed]
+) -> Iterable[Incident]:
     """One for each pair of neighbouring steps that were made in different rounds; a round without a step costs too."""
     left = list(deeds)
     for last, first in pairwise(steps):
@@ -123,7 +148,15 @@ def _incidents(steps: Sequence[Step], rounds: Sequence[Round], deeds: Sequence[D
             deed = _deed(between, left)
             if deed is not None:
                 left.remove(deed)
-            yield Incident(between, deed, between[0].formed_s - deed.mono_s if deed else None, last, first)
+            noticed_s = between[0].formed_s - _known_s(deed, notices) if deed else None
+            yield Incident(between, deed, noticed_s, last, first)
+
+
+def _known_s(deed: Deed, notices: Sequence[Notice]) -> float:
+    """When somebody in the job could first know of it."""
+    if deed.kind != "drain":
+        return deed.mono_s
+    return next((notice.mono_s for notice in notices if notice.node == deed.node), deed.mono_s)
 
 
 def _deed(between: Sequence[Round], deeds: Sequence[Deed]) -> Deed | None:

@@ -102,7 +102,7 @@ def name(incident: Incident) -> str:
     deed = incident.deed
     if deed is None:
         return "; ".join(item.reason for item in incident.rounds)
-    return {"kill": f"{deed.node} killed", "start": f"{deed.node} joined", "drain": f"{deed.node} left"}[deed.kind]
+    return {"kill": f"{deed.node} killed", "start": f"{deed.node} joined", "drain": f"{deed.node} reclaimed"}[deed.kind]
 
 
 def summary(now: Timeline, passed_s: float, out: Path, picture: Path) -> RenderableType:
