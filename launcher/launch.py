@@ -26,6 +26,9 @@ from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
 from spotrun.rendezvous.creation import create_handler
 
+# What job.track would import while all other ranks wait; by name, for the launcher imports no training API.
+TRAINING_API = ("spotrun.runner", "spotrun.job_state", "spotrun.memory")
+
 logger = logging.getLogger("spotrun")
 
 
@@ -43,7 +46,7 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
     if options.audit is not None:
         os.environ["SPOTRUN_AUDIT"] = str(options.audit)
     # The order counts: the process that starts workers must be there before grpc has threads.
-    workers = Workers(warm=options.warm != "off")
+    workers = Workers(warm=options.warm != "off", preload=TRAINING_API)
     wakeup = Wakeup()
     try:
         handler = create_handler(_parameters(config), wakeup.wake)

@@ -179,7 +179,10 @@ def _blame(
     peers_only = all(failure.peer_loss for failure in causes)
     suspected = any(member.node_id in view.suspects for member in view.round.members)
     until_s = first_s + (settings.silent_s if peers_only or suspected else settings.blame_window_s)
-    if now_s < until_s:
+    # Whoever has reported is alive: where all have, no loss can turn up any more.
+    heard = {report.node_id for report, _ in failed}
+    complete = not (peers_only or suspected) and all(member.node_id in heard for member in view.round.members)
+    if now_s < until_s and not complete:
         return Wait(until_s)
     cause = causes[0] if causes else Failure(-1, 1, "", "", False)
     what = f"rank {cause.rank} failed on {cause.address} (exit code {cause.exit_code})"

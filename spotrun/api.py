@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("spotrun")
 
 AUDIT_ENV = "SPOTRUN_AUDIT"  # what `spotrun --audit DIR` sets for its workers
+SNAPSHOT_SAMPLES = 3
 PROGRESS_S = 1.0  # the agent hears of progress at most this often
 LAST_SAVE_S = 600.0  # a save at the end of training, or where nobody would be left, may take this long
 MARGIN_S = 1.0  # of a drain's deadline, left for leaving
@@ -96,7 +97,6 @@ class Job:
         self._saving: SaveHandle | None = None
         self._saved_step, self._saved_s = 0, time.monotonic()
         self._cost, self._losses = SaveCost(), LossRate()
-        self._snapshot_s = 0.0
         self._step_s: float | None = None
         self._stepped_s = self._told_s = time.monotonic()
         self._audits: list[AuditWriter] = []
@@ -167,7 +167,7 @@ class Job:
         wishes = set(self._link.wanted) if self._link is not None else set()
         if save or self._is_save_due(now_s):
             wishes.add("save")
-        every = snapshot_steps(self._snapshot_s, self._step_s, self._losses.loss_s)
+        every = self._snapshot_every(self._step_s)
         granted, every = self._consensus.exchange(wishes, every)
         if "leave" in granted:
             self._leave(durable="durable" in granted)
@@ -325,7 +325,13 @@ class Job:
         began_s = time.monotonic()
         self._memory.keep(self.steps, self._tracked.state(), self._extra())
         self._memory.rng = randomness.capture()
-        self._snapshot_s = time.monotonic() - began_s
+        self._memory.costs_s.append(time.monotonic() - began_s)
+
+    def _snapshot_every(self, step_s: float) -> int:
+        """In steps. The first few tell what one costs; the first of all is dearer, since it imports and allocates."""
+        if len(self._memory.costs_s) < SNAPSHOT_SAMPLES:
+            return 1
+        return snapshot_steps(min(self._memory.costs_s), step_s, self._losses.loss_s)
 
     def _leave(self, *, durable: bool) -> None:
         """The agreed step: make the state safe and go. It is in memory on all ranks, or else saved durably."""

@@ -8,6 +8,7 @@ any rank's copy is the whole of it. Sharded state (DTensor) is not kept here: se
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ class Memory:
     def __init__(self) -> None:
         self.last: Snapshot | None = None
         self.rng: dict[str, Any] | None = None  # this rank's random state as of `last`
+        self.costs_s: deque[float] = deque(maxlen=5)  # of the last snapshots
         self._spare: Snapshot | None = None
 
     def keep(self, step: int, state: Mapping[str, Any], extra: Mapping[str, Any]) -> Snapshot:

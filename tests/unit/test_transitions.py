@@ -144,10 +144,17 @@ def test_joiners_that_fill_the_job_are_not_kept_waiting() -> None:
 
 def test_a_failed_worker_is_charged_once_after_the_blame_window() -> None:
     reports = ((report("b", "failed", failure(1)), 10.0), (report("a", "failed", failure(0, peer_loss=True)), 10.1))
-    view = View(job(restarts=2), (live("a"), live("b")), a_round("a", "b", restarts=1), reports)
+    members = live("a"), live("b"), live("c")
+    view = View(job(restarts=2), members, a_round("a", "b", "c", restarts=1), reports)
     assert waits(view, 10.2).until_s == 10.3
     current = formed(view, 10.3)
-    assert (current.kind, current.restarts, names(current)) == ("failed", 2, ["a", "b"])
+    assert (current.kind, current.restarts, names(current)) == ("failed", 2, ["a", "b", "c"])
+
+
+def test_when_every_node_has_reported_the_failure_is_charged_at_once() -> None:
+    reports = ((report("a", "failed", failure(0, peer_loss=True)), 10.0), (report("b", "failed", failure(1)), 10.01))
+    view = View(job(restarts=1), (live("a"), live("b")), a_round("a", "b"), reports)
+    assert formed(view, 10.02).restarts == 1
 
 
 def test_the_job_fails_when_restarts_are_used_up_and_names_the_root_cause() -> None:
