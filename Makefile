@@ -10,7 +10,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 .PHONY: test check demo clean
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

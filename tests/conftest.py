@@ -46,8 +46,7 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     shm = _segments()
     yield
     until("the tests' processes are gone", lambda: not _living(), GONE_S, detail=lambda: str(_living()))
-    left = _segments() - shm
-    assert not left, f"left in /dev/shm: {left}"
+    until("/dev/shm is as before", lambda: not _segments() - shm, GONE_S, detail=lambda: str(_segments() - shm))
     files = [str(path.relative_to(scratch)) for path in scratch.rglob("*")]
     assert not files, f"left in the temporary directory: {files}"
     tempfile.tempdir = old
