@@ -27,6 +27,7 @@ from spotrun.launcher.commits import Commits
 from spotrun.launcher.decide import Action, Situation, decide
 from spotrun.launcher.environment import Place, worker_environment
 from spotrun.launcher.failures import process_failures, record
+from spotrun.launcher.leaving import Leaving
 from spotrun.launcher.link import Link
 from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.notices.notice import Grade, Notice
@@ -38,7 +39,6 @@ from spotrun.rendezvous.state import Drain, Report, Round
 
 logger = logging.getLogger("spotrun")
 
-LEAVE_MARGIN_S = 1.0  # of the time until this node goes, kept for ending the workers and saying goodbye
 RELEASE_S = 5.0  # workers whose round is over leave it within this time, or are ended
 BOUNDARY_S = 600.0  # and this long where they may go on to the agreed step first: a model may have to be compiled
 ABORT_GRACE_S = 1.0  # between SIGTERM and SIGKILL where the round is over anyway; no handler can still use a collective
@@ -88,9 +88,7 @@ class SpotAgent(LocalElasticAgent):
         self._round: Round | None = None
         self._started_as = ""
         self._reported = False
-        self._told = False
-        self._signal: signal.Signals | None = None
-        self._notices: dict[str, Notice] = {}  # those that say this node will go, by id
+        self._leaving = Leaving(float(shutdown_timeout))
         self._signals = 0
         self._failures: dict[int, ProcessFailure] = {}
 
@@ -131,8 +129,8 @@ class SpotAgent(LocalElasticAgent):
             started_round=self._round.number if self._round else 0,
             started_as=self._started_as,
             reported=self._reported,
-            told=self._told,
-            leaving=self._signal is not None or bool(self._notices) or self._is_drained(),
+            told=self._leaving.told,
+            leaving=self._leaving.wanted or self._drain() is not None,
             cooperative=cooperative,
             in_place=all(worker.in_place for worker in spoken),
             released_for=self._released_for,
@@ -154,15 +152,18 @@ class SpotAgent(LocalElasticAgent):
         elif action is Action.ABORT:
             self._stop(signal.SIGTERM, ABORT_GRACE_S, "its round is over")
         elif action is Action.STOP:
-            self._stop(self._signal or signal.SIGTERM, self._grace_s(), "this node ends")
+            grace_s = min(
+                float(self._shutdown_timeout), self._leaving.time_for_workers_s(time.monotonic(), self._drain())
+            )
+            self._stop(self._leaving.signum or signal.SIGTERM, grace_s, "this node ends")
         elif action is Action.REPORT:
             self._report()
         elif action is Action.TELL:
             self._tell()
         elif action is Action.LEAVE:
-            for notice in self._notices.values():
+            for notice in self._leaving.notices.values():
                 self._board.safe_to_go(notice)
-            raise Drained(self._why_left(), self._signal)
+            raise Drained(self._leaving.why(self._drain()), self._leaving.signum)
         elif action is Action.REFUSED:
             refused = self._membership.standing().refused
             assert refused is not None
@@ -177,44 +178,28 @@ class SpotAgent(LocalElasticAgent):
         if notice is not None and self._elastic:
             self._board.hear(notice)
             return
-        self._signal = signum
+        self._leaving.signum = signum
         events.emit("signal", f"{signum.name}: this node leaves", signal=signum.name, level=logging.WARNING)
 
     def _take_notice(self, notice: Notice) -> None:
         fields: dict[str, Any] = {"source": notice.source, "notice": notice.kind, "seconds_left": notice.seconds_left}
         if notice.withdrawn:
             events.emit("notice_withdrawn", f"{notice.source}: the notice was withdrawn", **fields)
-            if self._notices.pop(notice.id, None) is not None and not self._notices and self._signal is None:
+            if self._leaving.withdraw(notice):
                 self._membership.drain(None)
-                self._told = False
+                self._leaving.told = False
         elif notice.grade is Grade.MAY:
             events.emit("notice_may", f"{notice.source}: {notice.detail}; the next step is saved", **fields)
             self._link.tell({"op": "save"})
         else:
             message = f"{notice.source}: this node goes in {notice.seconds_left:.0f} s ({notice.detail})"
             events.emit("notice", message, level=logging.WARNING, **fields)
-            self._notices[notice.id] = notice
+            self._leaving.notices[notice.id] = notice
 
-    def _seconds_left(self) -> float:
-        """Until this node goes."""
-        if not self._notices:
-            return float(self._shutdown_timeout)
-        return max(0.0, min(notice.deadline_s for notice in self._notices.values()) - time.monotonic())
-
-    def _grace_s(self) -> float:
-        """What a worker gets between SIGTERM and SIGKILL."""
-        return min(float(self._shutdown_timeout), max(0.0, self._seconds_left() - LEAVE_MARGIN_S))
-
-    def _is_drained(self) -> bool:
-        return self._membership.standing().node_id in self._membership.standing().drains
-
-    def _why_left(self) -> str:
-        if self._signal is not None:
-            return f"This node left the job: {self._signal.name}."
-        if self._notices:
-            return f"This node left the job: {', '.join(notice.detail for notice in self._notices.values())}."
-        drain = self._membership.standing().drains.get(self._membership.standing().node_id)
-        return f"This node left the job: {drain.source if drain else 'drained'}."
+    def _drain(self) -> Drain | None:
+        """What the job has been told of this node, by itself or by another."""
+        standing = self._membership.standing()
+        return standing.drains.get(standing.node_id)
 
     # -- what the actions do
 
@@ -373,14 +358,11 @@ class SpotAgent(LocalElasticAgent):
             self._link.tell({"op": "drain", "seconds_left": seconds_left, "save": everyone})
 
     def _tell(self) -> None:
-        standing = self._membership.standing()
-        if standing.node_id not in standing.drains:
-            notice = next(iter(self._notices.values()), None)
-            source = notice.source if notice else self._signal.name if self._signal else "drained"
-            reason = notice.detail if notice else ""
-            self._membership.drain(Drain(standing.node_id, self._seconds_left(), source, reason))
-        self._told = True
-        self._overdue_s = time.monotonic() + max(0.0, self._seconds_left() - LEAVE_MARGIN_S)
+        now_s = time.monotonic()
+        if self._drain() is None:
+            self._membership.drain(self._leaving.record(self._membership.standing().node_id, now_s))
+        self._leaving.told = True
+        self._overdue_s = now_s + self._leaving.time_for_workers_s(now_s, self._drain())
 
     def _finish(self) -> RunResult:
         outcome = self._membership.standing().outcome

@@ -1,0 +1,56 @@
+"""Whether this node is to go, why, and how long it has: pure bookkeeping over signals and notices."""
+
+from __future__ import annotations
+
+import signal
+
+from spotrun.launcher.notices.notice import Notice
+from spotrun.rendezvous.state import Drain
+
+MARGIN_S = 1.0  # of the time until this node goes, kept for ending the workers and saying goodbye
+
+
+class Leaving:
+    """`grace_s` is what workers get between SIGTERM and SIGKILL where nothing is more urgent (--shutdown-timeout)."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self.signum: signal.Signals | None = None  # of a signal that ends this node and is no notice
+        self.notices: dict[str, Notice] = {}  # those that say this node will go, by id
+        self.told = False  # the other nodes know
+
+    @property
+    def wanted(self) -> bool:
+        return self.signum is not None or bool(self.notices)
+
+    def withdraw(self, notice: Notice) -> bool:
+        """Whether that was the last reason to go."""
+        known = self.notices.pop(notice.id, None) is not None
+        return known and not self.wanted
+
+    def seconds_left(self, now_s: float, drain: Drain | None = None) -> float:
+        """Until this node goes; `drain` is what another said of it. `now_s` is monotonic."""
+        deadlines = [notice.deadline_s - now_s for notice in self.notices.values()]
+        if drain is not None and not deadlines:
+            deadlines.append(drain.seconds_left)
+        return max(0.0, min(deadlines, default=self._grace_s))
+
+    def time_for_workers_s(self, now_s: float, drain: Drain | None = None) -> float:
+        """How long workers may go on to the agreed step, or use their grace."""
+        left_s = max(0.0, self.seconds_left(now_s, drain) - MARGIN_S)
+        return min(left_s, self._grace_s) if self.signum is not None else left_s
+
+    def record(self, node_id: str, now_s: float) -> Drain:
+        """What the other nodes are told."""
+        notice = next(iter(self.notices.values()), None)
+        source = notice.source if notice else self.signum.name if self.signum else "drained"
+        return Drain(node_id, self.seconds_left(now_s), source, notice.detail if notice else "")
+
+    def why(self, drain: Drain | None) -> str:
+        """For people."""
+        reasons = [notice.detail or notice.source for notice in self.notices.values()]
+        if self.signum is not None:
+            reasons.insert(0, self.signum.name)
+        if not reasons:
+            reasons.append(drain.source if drain else "drained")
+        return f"This node left the job: {', '.join(reasons)}."
