@@ -59,7 +59,12 @@ class Link:
         self._directory = Path(tempfile.mkdtemp(prefix="spotrun-link-"))
         self.path = self._directory / "agent.sock"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(self.path))
+        # By way of a descriptor: the address of a socket has room for 107 bytes, and $TMPDIR may be longer.
+        directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._listener.bind(f"/proc/self/fd/{directory}/{self.path.name}")
+        finally:
+            os.close(directory)
         os.chmod(self.path, 0o600)
         self._listener.listen(64)
         self._listener.setblocking(False)

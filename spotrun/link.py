@@ -48,7 +48,12 @@ class Link:
 
     def __init__(self, path: str, local_rank: int, *, in_place: bool, abort: Callable[[], None]) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.connect(path)
+        # By way of a descriptor: the address of a socket has room for 107 bytes, and $TMPDIR may be longer.
+        directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._sock.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+        finally:
+            os.close(directory)
         self._lock = threading.Lock()
         self._abort = abort
         self._left = threading.Event()  # this worker has left its round

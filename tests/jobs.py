@@ -85,7 +85,10 @@ class RealJob:
             *(f"--events={events_file}", "--lease-ttl=4", "--join-window=2", *self.flags, *flags),
             *(script or (str(STEPS), str(self.out), str(steps), str(step_s))),
         ]
-        scratch = self.dir / "tmp"  # torch keeps its error files in the temporary directory, and leaves them there
+        # Longer than the address of a Unix socket may be, as on many clusters.
+        scratch = self.dir / (
+            "tmp-" + "x" * 100
+        )  # torch keeps its error files in the temporary directory, and leaves them there
         scratch.mkdir(exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch), **(env or {})}
         with log.open("wb") as file:
