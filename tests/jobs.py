@@ -66,6 +66,14 @@ class RealJob:
     def out(self) -> Path:
         return self.dir / "steps.jsonl"
 
+    @property
+    def scratch(self) -> Path:
+        """The nodes' temporary directory, where torch leaves its error files.
+
+        Its path is longer than the address of a Unix socket may be, as on many clusters.
+        """
+        return self.dir / ("tmp-" + "x" * 100)
+
     def start(
         self,
         node_id: str,

@@ -119,8 +119,8 @@ def _notices(now: Timeline) -> list[Untold]:
             notice.mono_s,
             "deed",
             (
-                f"{NAMES.get(notice.source, notice.source)}: {notice.node}{_rank(now, notice.node, notice.mono_s)} will "
-                f"be reclaimed in {notice.seconds_left:.0f} s."
+                f"{NAMES.get(notice.source, notice.source)}: {notice.node}"
+                f"{_rank(now, notice.node, notice.mono_s)} will be reclaimed in {notice.seconds_left:.0f} s."
             ),
         )
         for notice in now.notices

@@ -179,7 +179,7 @@ def test_the_workers_environment_is_that_of_torchrun(make_job: MakeJob, tmp_path
     node = job.start("a", nproc=2, script=(str(script), str(tmp_path / "ours")))
     assert node.wait() == 0, job.tell()
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(job.scratch)}
     subprocess.run([*command, str(script), str(tmp_path / "theirs")], check=True, env=environment, capture_output=True)
     here = {
         "MASTER_PORT",
