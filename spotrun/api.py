@@ -134,6 +134,7 @@ class Job:
         self._tracked = Tracked(objects)
         self._open_storage()
         restored = self._restore()
+        self._tracked.moved = False
         self._saved_step = self.steps
         return restored
 
@@ -161,6 +162,8 @@ class Job:
         for batches in self._batches:
             batches.advance()
         self.steps += 1
+        if self._tracked is not None:
+            self._tracked.moved = False
         now_s = time.monotonic()
         took_s, self._stepped_s = now_s - self._stepped_s, now_s
         self._step_s = took_s if self._step_s is None else 0.9 * self._step_s + 0.1 * took_s
@@ -178,6 +181,12 @@ class Job:
         self._tell(loss, now_s)
 
     # -- for spotrun.run
+
+    def keep(self) -> None:
+        """A collective failed: where no optimizer has moved since the last step, the live state is that step's."""
+        if self._tracked is not None and not self._tracked.sharded and self.steps and self._tracked.untouched:
+            self._memory.keep(self.steps, self._tracked.state(), self._extra())
+            self._memory.rng = None  # it has gone on since
 
     def finish(self) -> None:
         """`train` has returned: save the end, and wait for it."""

@@ -38,6 +38,9 @@ class Tracked:
                 )
         if self._optimizers and not self._models:
             raise UsageError("job.track has an optimizer but no model: track the model that it trains too.")
+        self.moved = False  # an optimizer has begun a step since this was last set to False
+        for optimizer in self._optimizers.values():
+            optimizer.register_step_pre_hook(self._move)
         # An optimizer may hold the parameters of several models, and torch names them from one root.
         self._root = (
             torch.nn.ModuleDict(self._models) if len(self._models) > 1 else next(iter(self._models.values()), None)
@@ -48,6 +51,14 @@ class Tracked:
         """Whether each rank has only its part of the parameters."""
         tensors = [p for model in self._models.values() for p in model.parameters()]
         return any(isinstance(tensor, DTensor) for tensor in tensors)
+
+    def _move(self, *_: Any) -> None:
+        self.moved = True
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the state is as it was when `moved` was last set to False: a forward pass changes only buffers."""
+        return not self.moved and not any(True for model in self._models.values() for _ in model.buffers())
 
     def forget(self) -> None:
         """Undo what `state` does to an optimizer that has never stepped: torch takes a step of length 0 with it."""

@@ -161,6 +161,8 @@ def _one_round(
     # comes back with another rank to a mesh of the same shape cuts its shards wrong. FSDP workers are started anew.
     in_place = job is None or not job.sharded
     # Closing the groups also tells those peers that wait for this rank.
+    if job is not None and failure is not None:
+        job.keep()
     _forget_frames(failure)
     if job is not None:
         job.close()
