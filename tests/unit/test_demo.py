@@ -30,6 +30,10 @@ def formed(number: int, cause: str, nodes: str, at_s: float, reason: str = "why"
     }
 
 
+def heard(at_s: float, seconds_left: float, **fields: Any) -> dict[str, Any]:
+    return {"kind": "notice", "source": "aws", "seconds_left": seconds_left, "mono_s": at_s, **fields}
+
+
 def steps(number: int, world: int, first: int, last: int, start_s: float, step_s: float = 0.1) -> list[dict[str, Any]]:
     """Metrics lines `first` to `last`, the first at `start_s`."""
     return [
@@ -49,13 +53,16 @@ def a_run() -> tuple[Events, list[dict[str, Any]], list[Deed]]:
     events = {
         f"node-{letter}": [{**event} for event in rounds if f"node-{letter}" in event["nodes"]] for letter in "abcd"
     }
+    for node, number, at_s in (("a", 1, 108.1), ("b", 1, 108.1), ("c", 1, 108.1), ("d", 3, 130.1)):
+        events[f"node-{node}"].append({"kind": "workers_started", "round": number, "mono_s": at_s})
+    events["node-c"] += [heard(139.5, 119.4, grade="WILL"), heard(139.6, 119.3)]  # by two parts of the agent
     metrics = [
         *steps(1, 3, 1, 24, 110.6),  # the last at 112.9
         *steps(2, 2, 21, 60, 118.0),  # 21 to 24 again; the last at 121.9
         *steps(3, 3, 61, 70, 135.0),  # the last at 135.9
         *steps(4, 2, 71, 90, 144.9),
     ]
-    deeds = [Deed("kill", "node-a", 113.0), Deed("start", "node-d", 120.0), Deed("drain", "node-c", 140.0)]
+    deeds = [Deed("kill", "node-a", 113.0), Deed("start", "node-d", 120.0), Deed("drain", "node-c", 138.0)]
     return events, metrics, deeds
 
 
@@ -74,7 +81,9 @@ def test_each_change_is_laid_to_the_deed_that_caused_it() -> None:
         ("start", "node-d"),
         ("drain", "node-c"),
     ]
-    assert [incident.noticed_s for incident in now.incidents] == pytest.approx([0.1, 10.0, 0.05])
+    assert [incident.noticed_s for incident in now.incidents] == pytest.approx([0.1, 10.0, 0.55]), (
+        "a drain counts from the notice"
+    )
 
 
 def test_a_change_that_nobody_caused_has_no_deed() -> None:
@@ -96,6 +105,12 @@ def test_a_round_is_told_once_and_by_the_first_that_entered_it() -> None:
     now = timeline({"node-b": [formed(1, "start", "ab", 2.0)], "node-a": [formed(1, "start", "ab", 1.0)]}, [])
     (only,) = now.rounds
     assert only.formed_s == 1.0
+
+
+def test_only_what_means_a_nodes_end_is_a_notice_and_once() -> None:
+    lines = [heard(1.0, 120.0, grade="MAY"), heard(2.0, 120.0, grade="WILL", withdrawn=True), heard(3.0, 60.0)]
+    (only,) = timeline({"node-a": [*lines, heard(4.0, 59.0)]}, []).notices
+    assert (only.node, only.source, only.seconds_left, only.mono_s) == ("node-a", "aws", 60.0, 3.0)
 
 
 def world(number: int, nodes: str, made: int, size: int | None = None) -> Timeline:
@@ -136,7 +151,7 @@ def states(now: Scene) -> list[tuple[str, int | None]]:
 
 
 def test_a_node_is_shown_as_what_it_does() -> None:
-    assert states(the_scene(101.0)) == [("starting", None)] * 3
+    assert states(the_scene(101.0)) == [("getting ready", None)] * 3
     assert states(the_scene(109.0)) == [
         ("starting its worker", 0),
         ("starting its worker", 1),
@@ -148,7 +163,12 @@ def test_a_node_is_shown_as_what_it_does() -> None:
         ("killed", None),
         ("training", 0),
         ("training", 1),
-        ("starting", None),
+        ("getting ready", None),
+    ]
+    assert states(the_scene(131.0, {"node-a": -9}))[1:] == [
+        ("entering round 3", 0),
+        ("entering round 3", 1),
+        ("starting its worker", 2),
     ]
     assert states(the_scene(140.01))[2] == ("leaving", None)
     assert states(the_scene(146.0, {"node-c": 0})) == [
@@ -177,7 +197,7 @@ def test_what_happened_is_told_in_words_and_in_order() -> None:
         " 0:20  A new machine: node-d starts and asks to join.",
         " 0:30  Round 3: node-d joined; node-b, node-c, node-d go on.",
         " 0:35  Training again at world size 3: paused 13.1 s, no step done again.",
-        " 0:40  SIGTERM: node-c (rank 1) must leave, and tells the others.",
+        " 0:39  AWS: node-c (rank 1) will be reclaimed in 119 s.",
         " 0:40  Round 4: node-c left; node-b, node-d go on.",
         " 0:44  Training again at world size 2: paused 9.0 s, no step done again.",
     ]
@@ -229,7 +249,7 @@ def test_the_summary_names_every_change_and_its_price(tmp_path: Path) -> None:
     lines = console.export_text().splitlines()
     assert lines[2].split() == ["node-a", "killed", "0.10", "s", "5.1", "s", "4"]
     assert lines[3].split() == ["node-d", "joined", "13.1", "s", "0"]
-    assert lines[4].split() == ["node-c", "left", "0.05", "s", "9.0", "s", "0"]
+    assert lines[4].split() == ["node-c", "reclaimed", "0.55", "s", "9.0", "s", "0"]
     assert lines[6] == "Loss 4.99 -> 4.10 in 90 steps (4 done again) and 4 worlds, 2:01 in all."
 
 
