@@ -27,7 +27,7 @@ SHORTEST_S = 30.0
 )
 @click.option("--plain", is_flag=True, help="Lines instead of a live view; so it is anyway without a terminal.")
 def main(seconds: float, out: Path, plain: bool) -> None:
-    """Train a small GPT on three local nodes while one is killed, one joins and one is reclaimed by a (fake) AWS spot notice.
+    """Train a small GPT on three local nodes: one is killed, one joins, one is reclaimed by a (fake) AWS spot notice.
 
     Everything runs on this machine: an etcd, three agents and their workers (DDP over gloo, on the CPU), on text that
     is here already: the source of Python's standard library. Nothing is left running at the end or after Ctrl-C.
