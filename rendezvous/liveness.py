@@ -157,18 +157,19 @@ class Liveness:
         try:
             found = socket.getaddrinfo(target.address, target.port, type=socket.SOCK_STREAM)[0]
             sock = socket.socket(found[0], socket.SOCK_STREAM)
-        except OSError:
+            sock.setblocking(False)
+            code = sock.connect_ex(found[4])
+        except (OSError, ValueError, OverflowError):  # not an address: it is another node that wrote it
             self._failed(target, errno.EHOSTUNREACH)
             return
-        sock.setblocking(False)
+        if code not in (0, errno.EINPROGRESS):  # no route, say; the socket itself would not tell it again
+            sock.close()
+            self._failed(target, code)
+            return
         target.sock = sock
-        code = sock.connect_ex(found[4])
         self._selector.register(sock, selectors.EVENT_WRITE, target)
-        if code == errno.EINPROGRESS:
-            target.due_s = time.monotonic() + CONNECT_S
-            self._waiting.add(target)
-        else:
-            self._progress(target)
+        target.due_s = time.monotonic() + CONNECT_S
+        self._waiting.add(target)
 
     def _progress(self, target: Target) -> None:
         if target.sock is None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spotrun import events
-from spotrun.errors import BadRecord, EtcdError, EtcdUnavailable, JobRefused, SpotrunError
+from spotrun.errors import BadRecord, EtcdError, EtcdUnavailable, JobRefused, LeaseLost, SpotrunError
 from spotrun.rendezvous.coordinator import Coordinator
 from spotrun.rendezvous.etcd import Compare, EtcdClient, KeyValue, Op, Watch, WatchEvent
 from spotrun.rendezvous.keys import Keys
@@ -167,7 +167,11 @@ class Membership:
             try:
                 again_s = self._join(now_s)
             except EtcdUnavailable:
+                self._name_taken_until_s = None  # leases do not run out while etcd is away
                 raise
+            except LeaseLost:
+                self._drop_session()  # it ran out, or etcd lost its data, before the key was put: another one
+                return now_s
             except SpotrunError as error:
                 self._become(refused=error)
                 return None
@@ -177,11 +181,11 @@ class Membership:
             found = self.client.txn([], self._all_that_concerns())
             self._look(found.responses[1:], found.revision)
         if self._predecessor_dead and self._predecessor is not None:
+            self._revoke(self._predecessor.lease)
+            self._predecessor_dead = False  # only now: while etcd is away this step is tried again
             events.emit(
                 "agent_dead", "the agent before this one in line is gone", target=Keys.name(self._predecessor.key)
             )
-            self._predecessor_dead = False
-            self._revoke(self._predecessor.lease)
         if not self._in_line:
             before = self._find_predecessor()
             self._stand_in_line(before, before.mod_revision if before else 0)
@@ -331,7 +335,8 @@ class Membership:
     def _take(self, changes: dict[str, Any], key: str, value: bytes) -> None:
         try:
             if key == self.keys.round:
-                changes["round"] = decode(Round, value)
+                changes["round"] = found = decode(Round, value)
+                self._last_round = max(self._last_round, found.number)
             elif key == self.keys.outcome:
                 changes["outcome"] = decode(Outcome, value)
             else:
@@ -349,8 +354,6 @@ class Membership:
             self._take(changes, event.key, event.value)
         elif event.key.startswith(self.keys.drains):
             changes["drains"] = {k: v for k, v in changes["drains"].items() if k != Keys.name(event.key)}
-        if "round" in changes:
-            self._last_round = changes["round"].number
         self._become(**changes)
 
     def _find_predecessor(self) -> KeyValue | None:
@@ -411,15 +414,18 @@ class Membership:
     def _fenced(self) -> None:
         """The lease is gone: the others have gone on without this node, which comes back as a newcomer."""
         self._forget()
-        if self._session is not None:
-            with contextlib.suppress(EtcdError):
-                self._session.close()
-            self._session = None
-        self._to_write, self._drain = {}, None
+        self._drop_session()
+        self._to_write = {}  # but if this node was to leave, it still is
         incarnation = secrets.token_hex(4)
         self._node = dataclasses.replace(self._node, incarnation=incarnation, last_round=self._last_round)
         events.emit("fenced", "this node lost its lease: it joins anew", level=logging.WARNING)
         self._become(joined=False, incarnation=incarnation, round=None, drains={})
+
+    def _drop_session(self) -> None:
+        if self._session is not None:
+            with contextlib.suppress(EtcdError):
+                self._session.close()
+            self._session = None
 
     def _revoke(self, lease: int) -> None:
         try:

@@ -61,8 +61,8 @@ class Reactor:
                     part, event = item
                     if part is STOP:
                         return
-                    part.handle(event)
-                    touched[part] = None
+                    if self._handle(part, event):
+                        touched[part] = None
                     item = self._queue.get_nowait()
             except queue.Empty:
                 pass
@@ -70,6 +70,15 @@ class Reactor:
             touched.update(dict.fromkeys(part for part, at_s in self._due.items() if at_s <= now_s))
             for part in touched:
                 self._step(part)
+
+    def _handle(self, part: Part, event: Any) -> bool:
+        try:
+            part.handle(event)
+        except Exception as error:  # see _step
+            logger.exception("the rendezvous broke down")
+            part.broken(error)
+            return False
+        return True
 
     def _step(self, part: Part) -> None:
         self._due.pop(part, None)
