@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("spotrun")
 
+ALONE_ENV = "SPOTRUN_ALONE"  # what `spotrun --standalone` sets for its workers
 AUDIT_ENV = "SPOTRUN_AUDIT"  # what `spotrun --audit DIR` sets for its workers
 SNAPSHOT_SAMPLES = 3
 PROGRESS_S = 1.0  # the agent hears of progress at most this often
@@ -95,7 +96,9 @@ class Job:
         self._storage: Storage | None = None
         self._saver: Saver | None = None
         self._saving: SaveHandle | None = None
-        self._saved_step, self._saved_s = 0, time.monotonic()
+        self._kept_step = 0  # of the last snapshot; equal on all ranks
+        self._saved_step = 0
+        self._tried_step, self._tried_s = 0, time.monotonic()
         self._cost, self._losses = SaveCost(), LossRate()
         self._step_s: float | None = None
         self._stepped_s = self._told_s = time.monotonic()
@@ -135,7 +138,7 @@ class Job:
         self._open_storage()
         restored = self._restore()
         self._tracked.moved = False
-        self._saved_step = self.steps
+        self._saved_step = self._tried_step = self._kept_step = self.steps
         return restored
 
     # -- in the loop
@@ -176,7 +179,7 @@ class Job:
             self._leave(durable="durable" in granted)
         if "save" in granted or self._is_save_due_by_steps():
             self._save()
-        elif self._tracked is not None and not self._tracked.sharded and every and self.steps % every == 0:
+        elif self._tracked is not None and not self._tracked.sharded and self.steps - self._kept_step >= every > 0:
             self._snapshot()
         self._tell(loss, now_s)
 
@@ -228,7 +231,9 @@ class Job:
 
         self._storage = open_storage(self._options.checkpoint_dir)
         if self.rank == 0:
-            claim(self._storage, self._run_id)
+            # A run of this machine alone has another id each time; only jobs of several nodes have one that lasts.
+            alone = self._link is None or os.environ.get(ALONE_ENV) == "1"
+            claim(self._storage, self._run_id, take_over=alone)
         self._saver = Saver(
             self._storage,
             run_id=self._run_id,
@@ -297,14 +302,14 @@ class Job:
     def _is_save_due_by_steps(self) -> bool:
         """All ranks count alike."""
         by_steps = self._saver is not None and self._every.unit == "steps"
-        return by_steps and self._every.due(self.steps - self._saved_step, 0.0, self._cost, self._losses)
+        return by_steps and self._every.due(self.steps - self._tried_step, 0.0, self._cost, self._losses)
 
     def _is_save_due(self, now_s: float) -> bool:
         """Clocks differ: rank 0 decides for all, by the consensus."""
         if self.rank != 0 or self._saver is None or self._tracked is None or self._every.unit == "steps":
             return False
         self._learn_cost()
-        return self._every.due(self.steps - self._saved_step, now_s - self._saved_s, self._cost, self._losses)
+        return self._every.due(self.steps - self._tried_step, now_s - self._tried_s, self._cost, self._losses)
 
     def _learn_cost(self) -> None:
         handle = self._saving
@@ -325,8 +330,10 @@ class Job:
             extra=self._extra(),
             rank_state=randomness.capture(),
         )
+        # Where an earlier save is still under way, this one is left out, and the next is due after the interval.
+        self._tried_step, self._tried_s = self.steps, time.monotonic()
         if handle is not None:
-            self._saving, self._saved_step, self._saved_s = handle, self.steps, time.monotonic()
+            self._saving, self._saved_step = handle, self.steps
         return handle
 
     def _snapshot(self) -> None:
@@ -334,6 +341,7 @@ class Job:
         began_s = time.monotonic()
         self._memory.keep(self.steps, self._tracked.state(), self._extra())
         self._memory.rng = randomness.capture()
+        self._kept_step = self.steps
         self._memory.costs_s.append(time.monotonic() - began_s)
 
     def _snapshot_every(self, step_s: float) -> int:

@@ -68,7 +68,7 @@ class NoticeWatcher:
                 return
             self._last[key] = notice
             events.emit(
-                "notice", source=notice.source, notice_kind=notice.kind, grade=notice.grade.name, id=notice.id,
+                "notice_heard", source=notice.source, notice_kind=notice.kind, grade=notice.grade.name, id=notice.id,
                 seconds_left=notice.seconds_left, withdrawn=notice.withdrawn, detail=notice.detail,
             )  # fmt: skip
             self._publish(notice)

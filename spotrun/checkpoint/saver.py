@@ -177,7 +177,9 @@ class Saver:
             age_s = self._handle.age_s if self._handle is not None else 0.0
             events.emit(
                 "save_skipped",
-                f"step {step} is not saved: an earlier save is under way for {age_s:.1f} s" if self.busy else "",
+                f"step {step} is not saved: an earlier save is under way for {age_s:.1f} s"
+                if self._peers.rank == 0
+                else "",
                 level=logging.WARNING,
                 step=step,
                 round=round,
