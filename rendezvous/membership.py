@@ -142,6 +142,9 @@ class Membership:
             self._node = dataclasses.replace(self._node, **detail)
         elif what == "drain":
             self._drain = detail
+        elif what == "lost":
+            if detail == self._node.incarnation:
+                self._fenced()
         elif generation != self._generation:
             return
         elif what == "watch":
@@ -150,8 +153,6 @@ class Membership:
             state, lease = detail
             if self._predecessor is not None and self._predecessor.lease == lease:
                 self._predecessor_dead = state == "dead"
-        elif what == "lost":
-            self._fenced()
         elif what == "stale":
             self._forget()
 
@@ -222,11 +223,11 @@ class Membership:
         if self._fresh and not self._sweep():
             return now_s + NAME_RETRY_S
         if self._session is None:
-            generation = self._generation
+            incarnation = self._node.incarnation  # not the generation: the lease outlives watches that were given up
             self._session = Session(
                 self.client,
                 self._settings.lease_ttl_s,
-                on_lost=lambda: self._reactor.post(self, ("lost", generation, None)),
+                on_lost=lambda: self._reactor.post(self, ("lost", 0, incarnation)),
             )
         key, value = self.keys.node(self._node.node_id), encode(self._node)
         result = self.client.txn(
