@@ -11,8 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from tests.waiting import until
+
+settings.register_profile("spotrun", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("spotrun")
 
 PR_SET_CHILD_SUBREAPER = 36
 GONE_S = 10.0  # a process that was told to die gets this long
