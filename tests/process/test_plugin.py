@@ -58,6 +58,7 @@ def kill(node: Node) -> None:
         worker.kill()
 
 
+@pytest.mark.timeout(300)
 def test_torchrun_trains_takes_a_node_in_and_survives_the_loss_of_one(start: Callable[..., Node]) -> None:
     job: RealJob = start.job  # type: ignore[attr-defined]
     nodes = [start(name, steps=1500) for name in "ab"]
@@ -66,7 +67,7 @@ def test_torchrun_trains_takes_a_node_in_and_survives_the_loss_of_one(start: Cal
     job.until_steps(3, world=3)
     kill(nodes[0])
     job.until_steps(3, world=2)
-    assert [node.wait() for node in nodes[1:]] == [0, 0], job.tell()
+    assert [node.wait(150) for node in nodes[1:]] == [0, 0], job.tell()
     assert [line["step"] for line in job.steps()] == list(range(1, 1501))
     late = start("late", steps=1500)
     assert late.wait() != 0
