@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from collections.abc import Iterable
@@ -70,8 +69,3 @@ def _how(exit_code: int) -> str:
         except ValueError:
             pass
     return f"exit code {exit_code}"
-
-
-def describe(failures: Iterable[Failure]) -> str:
-    """One line a failure, for people and logs."""
-    return json.dumps([f"rank {f.rank} on {f.address}: {_how(f.exit_code)}" for f in failures])
