@@ -26,7 +26,7 @@ from spotrun.errors import JobRefused, SpotrunError
 from spotrun.launcher.commits import Commits
 from spotrun.launcher.decide import Action, Situation, decide
 from spotrun.launcher.environment import Place, worker_environment
-from spotrun.launcher.failures import process_failures, record
+from spotrun.launcher.failures import WorkerRefused, process_failures, record
 from spotrun.launcher.leaving import Leaving
 from spotrun.launcher.link import Link
 from spotrun.launcher.notice_board import NoticeBoard
@@ -332,7 +332,8 @@ class SpotAgent(LocalElasticAgent):
         for failure in failures:
             events.emit(
                 "worker_failed",
-                f"rank {failure.rank} failed with exit code {failure.exit_code}",
+                f"rank {failure.rank} failed with exit code {failure.exit_code}"
+                + (f": {failure.message}" if failure.said and not failure.final else ""),
                 level=logging.WARNING,
                 round=self._round.number,
                 rank=failure.rank,
@@ -378,5 +379,7 @@ class SpotAgent(LocalElasticAgent):
             return RunResult(WorkerState.SUCCEEDED, return_values=values)
         if outcome.state == "failed":
             self._worker_group.state = WorkerState.FAILED
+            if outcome.failures and outcome.failures[0].said:
+                raise WorkerRefused(outcome.failures[0])
             return RunResult(WorkerState.FAILED, failures=process_failures(outcome.failures, self._failures))
         raise JobRefused(f"The job {self._handler.get_run_id()!r} was stopped by {outcome.node_id}: {outcome.reason}")

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from spotrun.errors import SpotrunError
+from spotrun.last_words import MARK
 from spotrun.rendezvous.state import Failure
 
 MAX_MESSAGE = 4000
@@ -26,10 +28,13 @@ def record(rank: int, failure: ProcessFailure, address: str) -> Failure:
     data = failure.error_file_data
     detail = data.get("message") if isinstance(data, dict) else None
     trace = ""
+    said = None
     if isinstance(detail, dict):
         message = str(detail.get("message", message))
         extra = detail.get("extraInfo")
-        trace = str(extra.get("py_callstack", "")) if isinstance(extra, dict) else ""
+        if isinstance(extra, dict):
+            trace = str(extra.get("py_callstack", ""))
+            said = extra.get(MARK)
     return Failure(
         rank=rank,
         exit_code=failure.exitcode,
@@ -37,7 +42,17 @@ def record(rank: int, failure: ProcessFailure, address: str) -> Failure:
         address=address,
         peer_loss=bool(_PEER_LOSS.search(message)),
         error_file=failure.error_file[-MAX_MESSAGE:],
+        said=isinstance(said, dict),
+        final=isinstance(said, dict) and not said.get("retry"),
     )
+
+
+class WorkerRefused(SpotrunError):
+    """Raised on every node where the job failed with an error of spotrun.errors in a worker; carries its exit code."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.exit_code = failure.exit_code
 
 
 def process_failures(failures: Iterable[Failure], own: dict[int, ProcessFailure]) -> dict[int, ProcessFailure]:

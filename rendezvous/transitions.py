@@ -7,6 +7,7 @@ The rules (the reason of each stands at its branch):
 3. A member lost or drained: a new round without it at once (a short window makes one round of several losses), or after
    up to `replace_wait_s` for a replacement. Below min the job waits, for as long as it takes.
 4. A worker failed: a new round, charged to the job once, unless a member turns out to be lost: then rule 3 alone.
+   With an error that would only come again, the job has failed.
 5. Joiners while training runs are gathered for the grow window, up to max; more than max wait as spares.
 
 Survivors keep their rank order and newcomers follow in the order of their arrival. Times are seconds on the
@@ -112,12 +113,12 @@ def decide(view: View, settings: Settings, now_s: float, coordinator: str) -> De
 
 
 def root_cause(reports: list[Report]) -> tuple[Failure, ...]:
-    """The failures of all reports, in etcd's order, those that only tell of another rank's end after the others.
+    """The failures of all reports, in etcd's order: first what cannot be helped, last what tells of another rank's end.
 
     Only order within etcd is used: the wall clocks of two hosts are not comparable.
     """
     failures = [failure for report in reports for failure in report.failures]
-    return tuple(sorted(failures, key=lambda failure: failure.peer_loss))
+    return tuple(sorted(failures, key=lambda failure: (not failure.final, failure.peer_loss)))
 
 
 def _of_round(report: Report, current: Round) -> bool:
@@ -174,6 +175,8 @@ def _blame(
     assert view.round is not None
     first_s = failed[0][1]
     causes = root_cause([report for report, _ in failed])
+    if causes and causes[0].final:
+        return _failed(causes, failed[0][0].node_id)
     # Where an agent has closed its connection, or all failures only tell of a peer that went away, a node is probably
     # on its way out: its lease tells within this time.
     peers_only = all(failure.peer_loss for failure in causes)
@@ -184,11 +187,18 @@ def _blame(
     complete = not (peers_only or suspected) and all(member.node_id in heard for member in view.round.members)
     if now_s < until_s and not complete:
         return Wait(until_s)
-    cause = causes[0] if causes else Failure(-1, 1, "", "", False)
-    what = f"rank {cause.rank} failed on {cause.address} (exit code {cause.exit_code})"
     if view.round.restarts >= view.job.max_restarts:
-        return End(Outcome("failed", what, failed[0][0].node_id, causes[:8]))
-    return _form(view, staying + _members(joiners), "failed", what, coordinator, charged=1)
+        return _failed(causes, failed[0][0].node_id)
+    return _form(view, staying + _members(joiners), "failed", _how_failed(causes), coordinator, charged=1)
+
+
+def _failed(causes: tuple[Failure, ...], node_id: str) -> End:
+    return End(Outcome("failed", _how_failed(causes), node_id, causes[:8]))
+
+
+def _how_failed(causes: tuple[Failure, ...]) -> str:
+    cause = causes[0] if causes else Failure(-1, 1, "", "", False)
+    return f"rank {cause.rank} failed on {cause.address} (exit code {cause.exit_code})"
 
 
 def _form(view: View, members: list[Member], kind: str, reason: str, coordinator: str, *, charged: int = 0) -> Decision:

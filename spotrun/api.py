@@ -74,7 +74,10 @@ class Options:
 class Job:
     """One round of training, as one rank sees it."""
 
-    def __init__(self, place: Place, link: Link | None, memory: Memory, options: Options) -> None:
+    def __init__(
+        self, place: Place, link: Link | None, memory: Memory, options: Options, wanted: set[str] | None = None
+    ) -> None:
+        """`wanted` is what is asked of the job where there is no link to ask it."""
         import torch
 
         self.rank = place.rank
@@ -85,6 +88,7 @@ class Job:
         self.steps = 0  # optimizer steps committed since the training began
         self._run_id = place.run_id
         self._link = link
+        self._wanted = link.wanted if link is not None else wanted if wanted is not None else set()
         self._memory = memory
         self._options = options
         self._every = options.every
@@ -170,7 +174,7 @@ class Job:
         now_s = time.monotonic()
         took_s, self._stepped_s = now_s - self._stepped_s, now_s
         self._step_s = took_s if self._step_s is None else 0.9 * self._step_s + 0.1 * took_s
-        wishes = set(self._link.wanted) if self._link is not None else set()
+        wishes = set(self._wanted)
         if save or self._is_save_due(now_s):
             wishes.add("save")
         every = self._snapshot_every(self._step_s)
@@ -233,7 +237,13 @@ class Job:
         if self.rank == 0:
             # A run of this machine alone has another id each time; only jobs of several nodes have one that lasts.
             alone = self._link is None or os.environ.get(ALONE_ENV) == "1"
-            claim(self._storage, self._run_id, take_over=alone)
+            try:
+                claim(self._storage, self._run_id, take_over=alone)
+            except CheckpointError:
+                raise
+            except Exception as error:  # whatever the storage's library raises
+                why = f"checkpoint_dir={self._storage.url} cannot be used: {type(error).__name__}: {error}"
+                raise CheckpointError(why, retry=True) from error
         self._saver = Saver(
             self._storage,
             run_id=self._run_id,
@@ -319,8 +329,7 @@ class Job:
                 self._cost = self._cost.measured(handle.blocked_s, handle.durable_s)
 
     def _save(self) -> SaveHandle | None:
-        if self._link is not None:
-            self._link.wanted.discard("save")
+        self._wanted.discard("save")
         if self._saver is None or self._tracked is None:
             return None
         handle = self._saver.save(

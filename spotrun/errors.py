@@ -13,8 +13,8 @@
     └── DataError                       2   a dataset or batch setting that cannot give exact data
 
 A message is one sentence for people: what is wrong, which value, what to do. The command line prints it alone, without
-a traceback, and exits with `exit_code`. Other exit codes: 0 done, 1 a worker failed (as torchrun), 128 + N stopped by
-signal N, and for a drained node the value of --drain-exit-code.
+a traceback, and exits with `exit_code`; so it does where a worker ended with one. Other exit codes: 0 done, 1 a worker
+failed (as torchrun), 128 + N stopped by signal N, and for a drained node the value of --drain-exit-code.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class SpotrunError(Exception):
     """The base of every error here; raised itself by nothing."""
 
     exit_code = 1
+    retry = False  # whether a worker that ended with it may be started again; else the same would only come again
 
 
 class UsageError(SpotrunError):
@@ -69,9 +70,16 @@ class JobRefused(SpotrunError):
 
 
 class CheckpointError(SpotrunError):
-    """Raised by saving, listing, verifying and loading checkpoints; the message names the file and the fault."""
+    """Raised by saving, listing, verifying and loading checkpoints; the message names the file and the fault.
+
+    `retry`: the storage did not answer as it should, and may do so later.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str, *, retry: bool = False) -> None:
+        super().__init__(message)
+        self.retry = retry
 
 
 class DataError(SpotrunError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import socket
 import threading
 import time
@@ -86,6 +87,8 @@ class Link:
             environment = self._rounds.get(timeout=timeout_s)
         except queue.Empty:
             return None
+        except KeyboardInterrupt:  # the agent ends what was interrupted on its terminal, once all have left
+            raise SystemExit(128 + signal.SIGINT) from None
         self.wanted.clear()
         self._left.clear()
         self.deadline_s = None

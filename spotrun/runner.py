@@ -16,9 +16,9 @@ from typing import Any
 
 from spotrun import events
 from spotrun.api import Job, Options, RoundOver
+from spotrun.interrupt import EXIT_CODE, Interrupt
+from spotrun.last_words import speak_plainly
 from spotrun.link import Link, Place
-
-logger = logging.getLogger("spotrun")
 
 STORE_S = 2.0  # one try to reach the store of a round
 VERDICT_S = 15.0  # after a collective failed: by then a lost node's lease has told, and a newer round is known
@@ -34,17 +34,21 @@ def run(train: Callable[[Job], None], **options: Any) -> None:
 
     options: `checkpoint_dir` (path or fsspec URL), `save_every` ("auto", "500steps", "10min"), `keep_last`,
     `keep_every` (steps), `verify` (checksums on load), `audit_dir`. It also works without spotrun's launcher, then
-    with one round only. Errors of `train` go through; KeyboardInterrupt saves first.
+    with one round only; Ctrl-C then saves the next step and exits. Errors of `train` go through.
     """
     settings = Options(**options)
     from spotrun.memory import Memory
 
     groups = Groups()
     memory = Memory()
+    speak_plainly()
     place = Place.of(os.environ)
     link = Link.connect(place.local_rank, in_place=True, abort=groups.abort)
+    interrupt = Interrupt()
+    if link is None:
+        interrupt.catch()
     while True:
-        environment = _one_round(train, place, link, memory, settings, groups)
+        environment = _one_round(train, place, link, memory, settings, groups, interrupt)
         if environment is None:
             return
         os.environ.update(environment)
@@ -56,10 +60,14 @@ def init(**options: Any) -> Job:
     from spotrun.memory import Memory
 
     groups = Groups()
+    speak_plainly()
     place = Place.of(os.environ)
     link = Link.connect(place.local_rank, in_place=False, abort=groups.abort)
+    interrupt = Interrupt()
+    if link is None:
+        interrupt.catch()
     groups.open()
-    return _PlainJob(place, link, Memory(), Options(**options))
+    return _PlainJob(place, link, Memory(), Options(**options), interrupt.wanted)
 
 
 class _PlainJob(Job):
@@ -69,7 +77,9 @@ class _PlainJob(Job):
         try:
             super()._leave(durable=True)
         except RoundOver:
-            assert self._link is not None
+            if self._link is None:
+                self.close()
+                sys.exit(EXIT_CODE)
             self._link.next_round(agreed=True, in_place=False)
             sys.exit(0)  # the agent is gone
 
@@ -135,23 +145,25 @@ class Groups:
 
 
 def _one_round(
-    train: Callable[[Job], None], place: Place, link: Link | None, memory: Any, options: Options, groups: Groups
+    train: Callable[[Job], None],
+    place: Place,
+    link: Link | None,
+    memory: Any,
+    options: Options,
+    groups: Groups,
+    interrupt: Interrupt,
 ) -> dict[str, str] | None:
     """The environment of the next round, or None when `train` has returned."""
     job: Job | None = None
     try:
         groups.open()
-        job = Job(place, link, memory, options)
+        job = Job(place, link, memory, options, interrupt.wanted)
         train(job)
         job.finish()
         groups.close()
         return None
     except RoundOver:
         failure: Exception | None = None
-    except KeyboardInterrupt:
-        if job is not None:
-            logger.warning("interrupted after step %d", job.steps)
-        raise
     except Exception as error:
         if link is None or not is_peer_loss(error):
             raise
@@ -175,7 +187,7 @@ def _one_round(
     if environment is None and failure is not None:
         raise failure
     if environment is None:
-        sys.exit(0)
+        sys.exit(0 if link is not None else EXIT_CODE)
     return environment
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -49,7 +49,7 @@ def load(
     for packed in candidates:
         manifest = decode(packed[1].encode(), packed[0])
         states: tuple[Any, ...] = ()
-        damage = trouble = ""
+        damage, trouble = "", None
         try:
             if verify:
                 wrong = wrong_checksums(storage, manifest.name, manifest.files[rank::size])
@@ -63,7 +63,7 @@ def load(
         except Exception as error:  # noqa: BLE001 - the other ranks wait for this one's verdict
             trouble = _describe(error, manifest.name, storage)
         if troubles := _anyone(trouble, group):
-            raise CheckpointError("; ".join(troubles))
+            raise CheckpointError("; ".join(why for why, _ in troubles), retry=all(retry for _, retry in troubles))
         damages = _anyone(damage, group)
         if not damages:
             events.emit(
@@ -114,22 +114,26 @@ def _from_first(
         try:
             box = [look()]
         except Exception as error:  # noqa: BLE001 - raised below, on all ranks
-            box = [_describe(error, "the list of checkpoints", storage)]
+            box = [(None, _describe(error, "the list of checkpoints", storage))]
     if group is not None:
         dist.broadcast_object_list(box, group=group, group_src=0)
-    if isinstance(box[0], str):
-        raise CheckpointError(box[0])
     whole, problems = box[0]
+    if whole is None:
+        raise CheckpointError(problems[0], retry=problems[1])
     return whole, problems
 
 
-def _describe(error: Exception, what: str, storage: Storage) -> str:
+def _describe(error: Exception, what: str, storage: Storage) -> tuple[str, bool]:
+    """What is wrong, and whether it may be right the next time."""
     if isinstance(error, CheckpointError):
-        return str(error)
-    return f"{what} in {storage.url} cannot be read, though it may be whole: {type(error).__name__}: {error}"
+        return str(error), error.retry
+    return f"{what} in {storage.url} cannot be read, though it may be whole: {type(error).__name__}: {error}", True
 
 
-def _anyone(problem: str, group: dist.ProcessGroup | None) -> list[str]:
+P = TypeVar("P")
+
+
+def _anyone(problem: P | None, group: dist.ProcessGroup | None) -> list[P]:
     """The problems of all ranks, each once; empty if no rank has one."""
     if group is None:
         return [problem] if problem else []

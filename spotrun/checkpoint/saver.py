@@ -223,10 +223,7 @@ class Saver:
         """Whether to plan anew; None if a rank is busy. Raises CheckpointError if the ranks are not at one step."""
         votes = torch.tensor([int(self.busy), int(replan), step, -step, round, -round])
         if self._group is not None:
-            try:
-                dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group)
-            except RuntimeError as error:
-                raise CheckpointError(f"step {step} is not saved: the ranks could not agree: {error}") from error
+            dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group)
         busy, anew, last, first, newest, oldest = votes.tolist()
         if last != -first or newest != -oldest:
             raise CheckpointError(

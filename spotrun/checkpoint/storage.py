@@ -19,6 +19,8 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from spotrun.errors import UsageError
+
 TEMPORARY = ".tmp-"  # how the names of unfinished files start
 
 
@@ -66,7 +68,10 @@ class Storage(Protocol):
 
 
 def open_storage(url: str | os.PathLike[str], **options: Any) -> Storage:
-    """The storage at a path or fsspec URL; `options` go to the fsspec filesystem (credentials, timeouts, endpoint)."""
+    """The storage at a path or fsspec URL; `options` go to the fsspec filesystem (credentials, timeouts, endpoint).
+
+    Raises UsageError for a URL that fsspec does not know.
+    """
     text = os.fspath(url)
     for scheme in ("file://", "local://"):
         text = text.removeprefix(scheme)
@@ -78,5 +83,8 @@ def open_storage(url: str | os.PathLike[str], **options: Any) -> Storage:
 
     from spotrun.checkpoint.storage_fsspec import FsspecStorage
 
-    filesystem, root = fsspec.core.url_to_fs(text, **options)
+    try:
+        filesystem, root = fsspec.core.url_to_fs(text, **options)
+    except (ImportError, ValueError) as error:  # the package of its kind is missing, or there is no such kind
+        raise UsageError(f"Checkpoints cannot be at {text}: {error}") from error
     return FsspecStorage(filesystem, root, text)

@@ -28,8 +28,8 @@ def report(name: str, kind: str, *failures: Failure, number: int = 3) -> Report:
     return Report(name, f"{name}-1", number, kind, failures)
 
 
-def failure(rank: int, *, peer_loss: bool = False) -> Failure:
-    return Failure(rank, 1, "boom", "10.0.0.1", peer_loss)
+def failure(rank: int, *, peer_loss: bool = False, final: bool = False) -> Failure:
+    return Failure(rank, 1, "boom", "10.0.0.1", peer_loss, said=final, final=final)
 
 
 def formed(view: View, now_s: float, settings: Settings = SETTINGS) -> Round:
@@ -231,3 +231,11 @@ def test_ranks_follow_from_the_record_alone() -> None:
     current = formed(View(job(1, 3), (live("a", nproc=2), live("b", nproc=3), live("c"))), 0.0)
     assert [current.first_rank(i) for i in range(3)] == [0, 2, 5]
     assert current.world_size == 6
+
+
+def test_an_error_that_would_only_come_again_ends_the_job_at_once() -> None:
+    said = report("a", "failed", failure(0, peer_loss=True), failure(1, final=True))
+    view = View(job(restarts=3), (live("a"), live("b")), a_round("a", "b"), reports=((said, 5.0),))
+    decision = decide(view, SETTINGS, 5.0, "me")
+    assert isinstance(decision, End) and decision.outcome.state == "failed"
+    assert decision.outcome.failures[0].final, "it is the one that is told"
