@@ -32,6 +32,7 @@ from spotrun.launcher.link import Link
 from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.notices.notice import Grade, Notice
 from spotrun.launcher.notices.signals import notice_from_signal
+from spotrun.launcher.progress import Teller, of_node
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
 from spotrun.rendezvous.handler import EtcdRendezvousHandler
@@ -82,6 +83,8 @@ class SpotAgent(LocalElasticAgent):
         self._board = board
         self._elastic = handler.max_nodes > 1  # else there is nobody to go on, and a signal ends the job
         self._link = Link(Commits(handler.membership).take)
+        self._teller = Teller(handler.membership.progress)
+        self._tell_at_s: float | None = None
         self._released_for = 0
         self._told_drains: tuple[int, frozenset[str]] = (0, frozenset())
         self._overdue_s: float | None = None
@@ -110,6 +113,7 @@ class SpotAgent(LocalElasticAgent):
                     self._apply(action)
                     situation = self._situation()
                 self._tell_drains()
+                self._tell_progress()
                 selector.select(self._time_left_s())
                 self._link.poll()
                 for signum in self._wakeup.take():
@@ -140,7 +144,8 @@ class SpotAgent(LocalElasticAgent):
         )
 
     def _time_left_s(self) -> float | None:
-        return None if self._overdue_s is None else max(0.0, self._overdue_s - time.monotonic())
+        until_s = min((at_s for at_s in (self._overdue_s, self._tell_at_s) if at_s is not None), default=None)
+        return None if until_s is None else max(0.0, until_s - time.monotonic())
 
     def _apply(self, action: Action) -> None:
         if action is Action.START:
@@ -357,6 +362,13 @@ class SpotAgent(LocalElasticAgent):
             seconds_left = min(drain.seconds_left for drain in leaving.values())
             everyone = len(leaving) == len(self._round.members)
             self._link.tell({"op": "drain", "seconds_left": seconds_left, "save": everyone})
+
+    def _tell_progress(self) -> None:
+        if self._round is not None:
+            node_id = self._membership.standing().node_id
+            workers = [worker.progress for worker in self._link.spoken()]
+            progress = of_node(node_id, self._started_as, self._round, workers)
+            self._tell_at_s = self._teller.tell(progress, time.monotonic())
 
     def _tell(self) -> None:
         now_s = time.monotonic()

@@ -13,7 +13,7 @@ and it says
 
     {"op": "hello", "local_rank": n, "in_place": bool}
     {"op": "entered"}                                  it has met all others of its round
-    {"op": "progress", "step": n, ...}
+    {"op": "progress", "round": n, "step": n, ...}     see progress.py; at most every 0.2 s
     {"op": "ready", "agreed": bool, "in_place": bool}  its process groups are gone; agreed: after the agreed step
     {"op": "commit", "what": "fence"|"record", "round": n, "step": n, "name": text}    around a checkpoint's publication
 """
@@ -33,6 +33,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spotrun.launcher.progress import Steps
+
 logger = logging.getLogger("spotrun")
 
 LINE_BYTES = 1 << 16  # a worker that writes longer lines is not ours
@@ -47,7 +49,7 @@ class Connection:
     entered: bool = False
     ready: bool = False
     agreed: bool = False
-    progress: dict[str, Any] = field(default_factory=dict)
+    progress: Steps | None = None
 
 
 class Link:
@@ -143,7 +145,7 @@ class Link:
             connection.ready, connection.agreed = True, bool(message["agreed"])
             connection.in_place = bool(message["in_place"])
         elif op == "progress":
-            connection.progress = message
+            connection.progress = Steps.of(message)
         elif op == "commit":
             self._commit(message, lambda yes: self.tell({"op": "answer", "yes": yes}, connection))
 

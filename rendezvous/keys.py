@@ -81,10 +81,13 @@ class Keys:
     def report(self, node_id: str) -> str:
         return self.reports + node_id
 
+    def progress_of(self, node_id: str) -> str:
+        return self.progress + node_id
+
     def drain(self, node_id: str) -> str:
         return self.drains + node_id
 
     @staticmethod
     def name(key: str) -> str:
-        """The last part of a key: the node id under nodes/, reports/ and drains/."""
+        """The last part of a key: the node id under nodes/, reports/, drains/ and progress/."""
         return key.rpartition("/")[2]

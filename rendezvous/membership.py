@@ -26,7 +26,7 @@ from spotrun.rendezvous.liveness import Liveness, State, Target
 from spotrun.rendezvous.reactor import Reactor
 from spotrun.rendezvous.session import Session
 from spotrun.rendezvous.settings import Settings
-from spotrun.rendezvous.state import Drain, Job, Node, Outcome, Report, Round, decode, encode
+from spotrun.rendezvous.state import Drain, Job, Node, Outcome, Progress, Report, Round, decode, encode
 
 logger = logging.getLogger("spotrun")
 
@@ -91,6 +91,7 @@ class Membership:
         self._target: Target | None = None
         self._coordinator: Coordinator | None = None
         self._to_write: dict[str, bytes] = {}
+        self._progress: bytes | None = None  # to be written
         self._drain: Drain | None = None  # this node's own
         self._written: tuple[Node, Drain | None] | None = None  # what lies in etcd under its lease
         self._name_taken_until_s: float | None = None
@@ -108,6 +109,10 @@ class Membership:
     def report(self, report: Report) -> None:
         """Tell the coordinator about this node's workers; written as soon as etcd takes it."""
         self._reactor.post(self, ("report", self._generation, report))
+
+    def progress(self, progress: Progress) -> None:
+        """Tell how far this node's workers have come; only the newest word is written, under the node's lease."""
+        self._reactor.post(self, ("progress", self._generation, progress))
 
     def announce(self, **changes: Any) -> None:
         """Change fields of this node's record: a fresh store port, say."""
@@ -138,6 +143,8 @@ class Membership:
                 self._coordinator.handle(detail)
         elif what == "report":
             self._to_write[self.keys.report(detail.node_id)] = encode(detail)
+        elif what == "progress":
+            self._progress = encode(detail)
         elif what == "announce":
             self._node = dataclasses.replace(self._node, **detail)
         elif what == "drain":
@@ -214,9 +221,11 @@ class Membership:
             if self._written is None or self._written[1] != self._drain:  # else it may be another's word
                 mark = self.keys.drain(self._node.node_id)
                 ops.append(Op.put(mark, encode(self._drain), lease) if self._drain else Op.delete(mark))
+        if self._progress is not None:
+            ops.append(Op.put(self.keys.progress_of(self._node.node_id), self._progress, lease))
         if ops:
             self.client.txn([Compare.created(key, self._create_revision)], ops)
-            self._written, self._to_write = (self._node, self._drain), {}
+            self._written, self._to_write, self._progress = (self._node, self._drain), {}, None
 
     def _join(self, now_s: float) -> float | None:
         """Put this node's key; when to try again, or None once it is in."""
@@ -416,7 +425,7 @@ class Membership:
         """The lease is gone: the others have gone on without this node, which comes back as a newcomer."""
         self._forget()
         self._drop_session()
-        self._to_write = {}  # but if this node was to leave, it still is
+        self._to_write, self._progress = {}, None  # but if this node was to leave, it still is
         incarnation = secrets.token_hex(4)
         self._node = dataclasses.replace(self._node, incarnation=incarnation, last_round=self._last_round)
         events.emit("fenced", "this node lost its lease: it joins anew", level=logging.WARNING)

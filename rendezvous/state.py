@@ -119,6 +119,27 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a node's workers have come in a round. Steps count from the beginning of the training."""
+
+    node_id: str
+    incarnation: str
+    round: int
+    steps: tuple[int, ...]  # made by each worker, by local rank
+    samples: int  # consumed by the whole job
+    step_time_s: float  # the median of the last hundred
+    loss: float | None  # as the script last told it
+    last_snapshot_step: int  # in memory
+    last_commit_step: int  # the newest whole checkpoint that this node knows of
+    busy: bool = False  # a worker said that it does something else than stepping: an evaluation, the last save
+
+    @property
+    def step(self) -> int:
+        """Made by all workers of the node."""
+        return min(self.steps, default=0)
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How the job ended."""
 

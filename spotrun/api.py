@@ -32,6 +32,7 @@ from spotrun.consensus import Consensus
 from spotrun.data import Batches, MapDataset
 from spotrun.errors import CheckpointError, UsageError
 from spotrun.link import Link, Place
+from spotrun.progress import Teller
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,6 @@ logger = logging.getLogger("spotrun")
 ALONE_ENV = "SPOTRUN_ALONE"  # what `spotrun --standalone` sets for its workers
 AUDIT_ENV = "SPOTRUN_AUDIT"  # what `spotrun --audit DIR` sets for its workers
 SNAPSHOT_SAMPLES = 3
-PROGRESS_S = 1.0  # the agent hears of progress at most this often
 LAST_SAVE_S = 600.0  # a save at the end of training, or where nobody would be left, may take this long
 MARGIN_S = 1.0  # of a drain's deadline, left for leaving
 
@@ -102,10 +102,12 @@ class Job:
         self._saving: SaveHandle | None = None
         self._kept_step = 0  # of the last snapshot; equal on all ranks
         self._saved_step = 0
+        self._durable_step = 0  # of the newest whole checkpoint that this rank knows of
         self._tried_step, self._tried_s = 0, time.monotonic()
         self._cost, self._losses = SaveCost(), LossRate()
         self._step_s: float | None = None
-        self._stepped_s = self._told_s = time.monotonic()
+        self._stepped_s = time.monotonic()
+        self._teller = Teller(link.progress, place.round) if link is not None else None
         self._audits: list[AuditWriter] = []
         if link is not None:
             link.entered()
@@ -163,8 +165,8 @@ class Job:
     def step(self, loss: torch.Tensor | float | None = None, *, save: bool = False) -> None:
         """The step boundary: commits the step; saves, drains and resizes happen here, after the same step on all ranks.
 
-        `loss` is only reported, and read at most once a second, so a GPU is not waited for. `save` asks for a
-        checkpoint. May raise RoundOver, which is for `spotrun.run`.
+        `loss` is only reported, now and then, and a GPU is not waited for. `save` asks for a checkpoint. May raise
+        RoundOver, which is for `spotrun.run`.
         """
         for batches in self._batches:
             batches.advance()
@@ -185,7 +187,16 @@ class Job:
             self._save()
         elif self._tracked is not None and not self._tracked.sharded and self.steps - self._kept_step >= every > 0:
             self._snapshot()
-        self._tell(loss, now_s)
+        if self._teller is not None and self._teller.due(took_s, now_s):
+            self._learn_cost()
+            self._teller.tell(
+                now_s,
+                loss,
+                step=self.steps,
+                samples=sum(batches.samples for batches in self._batches),
+                snapshot_step=self._kept_step,
+                commit_step=self._durable_step,
+            )
 
     # -- for spotrun.run
 
@@ -280,6 +291,7 @@ class Job:
                 self._tracked.load(state)
                 ranks = loaded.rank_states
                 self._resume(loaded.extra, ranks[self.rank] if len(ranks) == self.world_size else None)
+                self._durable_step = self.steps
             else:
                 self._tracked.forget()
         self._start_audit()
@@ -327,6 +339,7 @@ class Job:
             self._saving = None
             if handle.durable_s is not None:
                 self._cost = self._cost.measured(handle.blocked_s, handle.durable_s)
+                self._durable_step = handle.step
 
     def _save(self) -> SaveHandle | None:
         self._wanted.discard("save")
@@ -387,14 +400,3 @@ class Job:
         if self._saving is not None:
             self._saving.give_up(within_s)
             self._saving = None
-
-    def _tell(self, loss: torch.Tensor | float | None, now_s: float) -> None:
-        if self._link is None or now_s - self._told_s < PROGRESS_S:
-            return
-        self._told_s = now_s
-        self._link.progress(
-            step=self.steps,
-            step_s=self._step_s,
-            saved_step=self._saved_step,
-            loss=loss if loss is None or isinstance(loss, float) else float(loss.detach()),
-        )

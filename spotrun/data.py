@@ -130,6 +130,12 @@ class Batches:
         return self.epoch * len(self) + self.step
 
     @property
+    def samples(self) -> int:
+        """The samples of the steps committed since the first epoch began, of all ranks."""
+        an_epoch = len(self) * self.global_batch_size if self.drop_last else self.n
+        return self.epoch * an_epoch + self.step * self.global_batch_size
+
+    @property
     def done(self) -> bool:
         """Whether all epochs are committed."""
         return self.epochs is not None and self.epoch >= self.epochs

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spotrun.errors import BadRecord, UsageError
 from spotrun.rendezvous.keys import check_node_id, check_run_id
-from spotrun.rendezvous.state import Drain, Failure, Job, Member, Node, Outcome, Report, Round, decode, encode
+from spotrun.rendezvous.state import Drain, Failure, Job, Member, Node, Outcome, Progress, Report, Round, decode, encode
 
 FAILURE = Failure(3, -9, "killed", "10.0.0.1", True, "/tmp/e.json")
 RECORDS: list[Any] = [
@@ -21,6 +21,8 @@ RECORDS: list[Any] = [
     Round(7, (Member("a", "1f", 8), Member("b", "2f", 4)), "h", 1, "lost", "c lost", 1, "1f"),
     Report("a", "1f", 7, "failed", (FAILURE,)),
     Drain("a", 12.5, "aws", "spot"),
+    Progress("a", "1f", 7, (12, 13), 3328, 0.5, 2.25, 12, 10),
+    Progress("a", "1f", 7, (0,), 0, 0.0, None, 0, 0, busy=True),
     Outcome("failed", "rank 3", "a", (FAILURE,)),
 ]
 

@@ -1,0 +1,79 @@
+"""How far this node's workers have come: what each said of its steps, put together for the other nodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spotrun.rendezvous.state import Progress, Round
+
+TELL_S = 1.0  # etcd hears of progress at most this often
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What one worker said of its steps."""
+
+    round: int
+    step: int
+    samples: int
+    step_s: float
+    loss: float | None
+    snapshot_step: int
+    commit_step: int
+    busy: bool = False
+
+    @staticmethod
+    def of(message: Mapping[str, Any]) -> Steps:
+        """Raises KeyError, TypeError and ValueError where `message` is none of ours."""
+        loss = message["loss"]
+        return Steps(
+            round=int(message["round"]),
+            step=int(message["step"]),
+            samples=int(message["samples"]),
+            step_s=float(message["step_s"]),
+            loss=float(loss) if loss is not None and math.isfinite(loss) else None,
+            snapshot_step=int(message["snapshot_step"]),
+            commit_step=int(message["commit_step"]),
+        )
+
+
+def of_node(node_id: str, incarnation: str, current: Round, workers: Sequence[Steps | None]) -> Progress | None:
+    """The node's word on its round, by its workers in the order of local ranks; None until all have stepped in it."""
+    known = [steps for steps in workers if steps is not None and steps.round == current.number]
+    if len(known) < len(workers) or not known:
+        return None
+    slowest = min(known, key=lambda steps: steps.step)
+    return Progress(
+        node_id,
+        incarnation,
+        current.number,
+        steps=tuple(steps.step for steps in known),
+        samples=slowest.samples,
+        step_time_s=max(steps.step_s for steps in known),
+        loss=slowest.loss,
+        last_snapshot_step=min(steps.snapshot_step for steps in known),
+        last_commit_step=max(steps.commit_step for steps in known),
+        busy=any(steps.busy for steps in known),
+    )
+
+
+class Teller:
+    """Passes the newest word on, at most once in TELL_S, and only what is news."""
+
+    def __init__(self, say: Callable[[Progress], None]) -> None:
+        self._say = say
+        self._told: Progress | None = None
+        self._told_s = -math.inf
+
+    def tell(self, progress: Progress | None, now_s: float) -> float | None:
+        """When to be called again, where there is something left to tell."""
+        if progress is None or progress == self._told:
+            return None
+        if now_s < self._told_s + TELL_S:
+            return self._told_s + TELL_S
+        self._say(progress)
+        self._told, self._told_s = progress, now_s
+        return None
