@@ -8,7 +8,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-.PHONY: test check demo clean
+.PHONY: test check demo bench clean
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -19,6 +19,10 @@ check: $(VENV)/.ready
 
 demo: $(VENV)/.ready
 	$(BIN)/spotrun demo
+
+# All figures beside torchrun's, in benchmarks/out/report.html: some 20 minutes on two cores.
+bench: $(VENV)/.ready
+	$(BIN)/spotrun bench --out benchmarks/out
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-out

@@ -1,6 +1,6 @@
 """What the agreed step costs: steps a second of a DDP job with the consensus and without it, in one run.
 
-    python -m benchmarks.agreed_step [--workers 2] [--blocks 20] [--steps 100] [--step-ms 10]
+    python -m spotrun.benchmarks.agreed_step [--workers 2] [--blocks 20] [--steps 100] [--step-ms 10]
 
 Blocks of steps with and without the asynchronous reduction alternate in the same process, so that a noisy machine
 weighs on both alike. A step computes for about --step-ms. Prints JSON: median seconds a step of each, and their ratio.

@@ -1,6 +1,6 @@
 """Two results of the same benchmark: what became better or worse, beyond the noise of the runs.
 
-    python -m benchmarks.compare BEFORE.json AFTER.json [--relative-to torchrun] [--tolerance 0.05]
+    python -m spotrun.benchmarks.compare BEFORE.json AFTER.json [--relative-to torchrun] [--tolerance 0.05]
 
 A figure is called worse (or better) only if both hold: the medians differ by more than the tolerance, and a rank test
 (Mann-Whitney, one-sided, exact for few runs) finds the order of all single runs too unlikely (p <= 0.01) for equal
@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from spotrun.benchmarks.measurement import figures
+
 P = 0.01  # many figures are looked at: at 0.05 one of twenty would be called worse by luck
 TOLERANCE = 0.05  # less than this nobody should act on
 MOST_ORDERS = 20_000  # more than these are not enumerated: the normal approximation is good by then
-NOT_FIGURES = ("load1",)
 
 Verdict = Literal["better", "worse", "same", "too few runs"]
 Samples = dict[str, dict[str, list[float]]]  # by row, then by figure
@@ -59,23 +60,23 @@ class Comparison:
 
 def samples(document: Mapping[str, Any], relative_to: str | None = None) -> Samples:
     """The single runs of each figure. Raises NotComparable when nothing has the launcher `relative_to`."""
-    rows = [(_key(result), _figures(result["runs"])) for result in document["results"]]
+    rows = [(_key(result), figures(result["runs"])) for result in document["results"]]
     if relative_to is None:
-        return {_name(key): figures for key, figures in rows}
+        return {_name(key): found for key, found in rows}
     baseline = {
-        _name(key, "launcher"): {name: statistics.median(values) for name, values in figures.items()}
-        for key, figures in rows
+        _name(key, "launcher"): {name: statistics.median(values) for name, values in found.items()}
+        for key, found in rows
         if key.get("launcher") == relative_to
     }
     if not baseline:
         raise NotComparable(f"no row has the launcher {relative_to!r}")
     relative: Samples = {}
-    for key, figures in rows:
+    for key, found in rows:
         divisors = baseline.get(_name(key, "launcher"), {})
         if key.get("launcher") != relative_to:
             relative[f"{_name(key)} / {relative_to}"] = {
                 name: [value / divisors[name] for value in values]
-                for name, values in figures.items()
+                for name, values in found.items()
                 if 0 < divisors.get(name, 0) < math.inf
             }
     return relative
@@ -129,16 +130,6 @@ def rank_p(low: Sequence[float], high: Sequence[float], most_orders: int = MOST_
     mean = count * statistics.fmean(ranks)
     spread = math.sqrt(count * len(low) * statistics.pvariance(ranks) / (len(values) - 1))
     return 0.5 * math.erfc((seen - 0.5 - mean) / spread / math.sqrt(2)) if spread else 1.0
-
-
-def _figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    figures: dict[str, list[float]] = {}
-    for run in runs:
-        for name, value in run.items():
-            if isinstance(value, str | bool) or name in NOT_FIGURES:
-                continue
-            figures.setdefault(name, []).append(math.inf if value is None else float(value))
-    return figures
 
 
 def _key(result: Mapping[str, Any]) -> dict[str, str | int]:

@@ -23,11 +23,12 @@ from typing import Any
 
 import psutil
 
+import spotrun
 from spotrun import events
 from spotrun.rendezvous.embedded import EmbeddedEtcd
 
 SCRIPT = Path(__file__).parent / "train_steps.py"
-ROOT = Path(__file__).parent.parent
+ROOT = Path(spotrun.__file__).parent.parent  # where the workers find spotrun, too
 MARK = "SPOTRUN_BENCH_JOB"  # in the environment of every process of a job
 LOOK_S = 0.02
 STEADY_STEPS = 25  # a world counts as running when each of its ranks has made this many steps in one process group
@@ -283,25 +284,6 @@ def visible_gpus() -> list[str]:
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
     return [str(index) for index in range(torch.cuda.device_count())]
-
-
-def machine_facts() -> dict[str, Any]:
-    """What figures must be read with."""
-    import platform
-
-    import torch
-
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": os.environ.get("SPOTRUN_BENCH_COMMIT") or commit.stdout.strip() or None,
-        "cpus": psutil.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "load1_at_start": os.getloadavg()[0],
-    }
 
 
 def _belongs(process: psutil.Process, folder: str) -> bool:

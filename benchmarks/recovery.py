@@ -1,6 +1,6 @@
 """How long training stands still when a node dies, a worker dies, a node is told to go, or one more comes.
 
-    python -m benchmarks.recovery [--scenarios kill,worker,term,join,cold] [--repeat 5] [--nodes 3] [--nproc 1]
+    python -m spotrun.benchmarks.recovery [--scenarios kill,worker,term,join,cold] [--repeat 5] [--nodes 3] [--nproc 1]
                                   [--launchers spotrun,spotrun-cold,torchrun] [--with-defaults] [--out FILE.json]
 
 The launchers take turns, so that a busy hour of the machine hits all of them. Each turn is a new job that goes through
@@ -17,7 +17,6 @@ that takes longer than the limit of its launcher counts as infinitely long; none
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import random
@@ -29,12 +28,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs_under_test import LAUNCHERS, DidNotHappen, JobUnderTest, Launcher, Node, machine_facts
-from benchmarks.recovery_figures import PHASES, Recovery, figures
+from spotrun.benchmarks.jobs_under_test import LAUNCHERS, DidNotHappen, JobUnderTest, Launcher, Node
+from spotrun.benchmarks.measurement import Measurement
+from spotrun.benchmarks.recovery_figures import PHASES, Recovery, figures
 
 SCENARIOS = ("kill", "worker", "term", "join", "cold")
 ORDER = ("cold", "worker", "kill", "join", "term")  # in which one job can go through all but the first
 START_LIMIT_S = 90.0
+TITLE = "Recovery: a node or worker dies, leaves or comes"
+HOW = (
+    "A DDP job on real agents and workers; SIGKILL of a node, of a worker, SIGTERM of an agent, one more node, a cold "
+    "start. From the event to the first step of every rank of the new world; the launchers take turns."
+)
 FEATURED = ("event_to_step_s", "pause_s", "lost_steps")
 
 
@@ -174,23 +179,19 @@ def main() -> None:
     if options.nodes < 2 or options.repeat < 1:
         parser.error("it takes two nodes for one to be lost, and one run")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: every job is ended first
-    facts = machine_facts()
     settings = {name: getattr(options, name) for name in ("nodes", "nproc", "step", "save_every")}
-    results: list[dict[str, Any]] = [
-        {"launcher": name, "scenario": scenario, "runs": []} for scenario in scenarios for name in names
-    ]
-    rows = {(row["scenario"], row["launcher"]): row for row in results}
-    document = {"benchmark": "recovery", "v": 1, "machine": facts, "settings": settings, "results": results}
+    document = Measurement("recovery", TITLE, HOW, FEATURED, settings)
+    results = document.results
+    results += [{"launcher": name, "scenario": scenario, "runs": []} for scenario in scenarios for name in names]
     try:
         for repeat in range(options.repeat):
             for name in names:
                 for scenario, run in measure(LAUNCHERS[name], scenarios, options).items():
-                    rows[scenario, name]["runs"].append(run)
+                    document.add(run, launcher=name, scenario=scenario)
                     took = run["event_to_step_s"]
                     told = f"{took:.2f} s" if took is not None else run["why"]
                     print(f"{repeat + 1}/{options.repeat} {scenario} {name}: {told}", file=sys.stderr)
-                if options.out:
-                    options.out.write_text(json.dumps(document, indent=1))
+                document.write(options.out)
     except KeyboardInterrupt:
         print("stopped: these are the runs so far", file=sys.stderr)
     print(table([row for row in results if row["runs"]]))

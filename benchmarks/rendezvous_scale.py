@@ -1,6 +1,6 @@
 """The rendezvous at scale: N simulated agents on one machine, one real etcd.
 
-    python -m benchmarks.rendezvous_scale [--sizes 8,64,256,1000] [--processes 4] [--repeat 3] [--out FILE.json]
+    python -m spotrun.benchmarks.rendezvous_scale [--sizes 8,64,256,1000] [--processes 4] [--repeat 3] [--out FILE.json]
 
 Each agent is a real `Membership` (lease, node key, watches, place in line, liveness port); many of them share a
 process, its client and its watch stream, but no knowledge. Measured, in seconds of one monotonic clock:
@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from spotrun.benchmarks.measurement import Measurement
 from spotrun.rendezvous.embedded import EmbeddedEtcd
 from spotrun.rendezvous.etcd import EtcdClient, EtcdConfig
 from spotrun.rendezvous.liveness import Liveness, listen
@@ -34,6 +33,12 @@ from spotrun.rendezvous.reactor import Reactor
 from spotrun.rendezvous.settings import GROW_WINDOW_S, Settings
 from spotrun.rendezvous.state import Job, Node
 
+TITLE = "Rendezvous: agents on one machine, one etcd"
+HOW = (
+    "Real memberships (lease, node key, watches, place in line, liveness port) in a few processes. join: all start at "
+    "once, until everyone has its rank; lost: SIGKILL of one; grow: one more, less the window in which it is gathered."
+)
+FEATURED = ("join_s", "lost_s", "grow_s", "idle_agents_cpu_s_a_minute", "idle_etcd_cpu_s_a_minute")
 IDLE_S = 10.0
 DEADLINE_S = 120.0
 
@@ -181,21 +186,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     raise_limit()
-    results: list[dict[str, Any]] = []
+    settings = {"processes": options.processes, "grow_window_s": GROW_WINDOW_S}
+    document = Measurement("rendezvous_scale", TITLE, HOW, FEATURED, settings)
     print(f"{'agents':>6} {'join s':>8} {'lost s':>8} {'grow s':>8} {'idle CPU s/min':>15} {'etcd CPU s/min':>15}")
     for size in map(int, options.sizes.split(",")):
-        runs = []
         for repeat in range(options.repeat):
             with EmbeddedEtcd() as etcd:
-                runs.append(measure(size, options.processes, f"scale-{size}-{repeat}", etcd))
-        row = {"agents": size, **{name: statistics.median(run[name] for run in runs) for name in runs[0]}}
-        results.append({**row, "runs": runs})
+                document.add(measure(size, options.processes, f"scale-{size}-{repeat}", etcd), agents=size)
+            document.write(options.out)
+        runs = document.results[-1]["runs"]
+        row = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         figures = (row["join_s"], row["lost_s"], row["grow_s"])
         idle = (row["idle_agents_cpu_s_a_minute"], row["idle_etcd_cpu_s_a_minute"])
         print(f"{size:>6} " + " ".join(f"{figure:>8.3f}" for figure in figures), *(f"{cpu:>15.2f}" for cpu in idle))
-    if options.out:
-        facts = {"machine": platform.platform(), "cpus": psutil.cpu_count(), "grow_window_s": GROW_WINDOW_S}
-        options.out.write_text(json.dumps({"benchmark": "rendezvous_scale", **facts, "results": results}, indent=1))
 
 
 if __name__ == "__main__":

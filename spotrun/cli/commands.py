@@ -35,6 +35,7 @@ COMMANDS = {
     "drain": Command("spotrun.cli.drain:drain", "Make a node of a running job leave, without losing a step."),
     "audit": Command("spotrun.cli.audit:audit", "Prove from a job's audit that each sample was used exactly once."),
     "checkpoints": Command("spotrun.cli.checkpoints:checkpoints", "List, verify, prune and export checkpoints."),
+    "bench": Command("spotrun.cli.bench:bench", "Measure spotrun beside torchrun on this machine."),
     "etcd": Command("spotrun.cli.etcd:etcd", "Run an etcd for jobs on this host, in the foreground."),
 }
 

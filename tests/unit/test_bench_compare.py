@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.compare import NotComparable, compare, judge, main, rank_p, samples
-from benchmarks.recovery_figures import Recovery, figures
+from spotrun.benchmarks.compare import NotComparable, compare, judge, main, rank_p, samples
+from spotrun.benchmarks.recovery_figures import Recovery, figures
 
 SLOW, FAST = [5.9, 6.0, 6.1, 6.2, 6.3], [0.30, 0.31, 0.33, 0.35, 0.36]
 

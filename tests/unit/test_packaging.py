@@ -13,14 +13,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "spotrun", "launcher", "rendezvous")
+BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "spotrun", "benchmarks", "launcher", "rendezvous")
 BUILD = """
 import os, sys
 from setuptools import build_meta
 os.chdir(sys.argv[1])
 print(getattr(build_meta, "build_" + sys.argv[2])(sys.argv[3]))
 """
-MODULES = ("spotrun", "spotrun.cli.launch", "spotrun.launcher", "spotrun.rendezvous.transitions")
+MODULES = (
+    "spotrun",
+    "spotrun.cli.launch",
+    "spotrun.launcher",
+    "spotrun.rendezvous.transitions",
+    "spotrun.benchmarks.compare",
+)
 # Without site-packages (-S), so that an installed spotrun cannot stand in for a broken build.
 ASK = """
 import importlib, site, sys
@@ -46,7 +52,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
     checkout.mkdir()
     for name in BUILT_FROM:
         if (ROOT / name).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__")
+            ignore = shutil.ignore_patterns("__pycache__", "out")
             shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=ignore)
         elif (ROOT / name).exists():
             shutil.copy(ROOT / name, checkout / name)
@@ -92,7 +98,7 @@ def test_the_wheel_has_every_module_of_the_checkout(builds: Builds) -> None:
     here = {
         path.relative_to(builds.checkout).as_posix()
         for pattern in ("*.py", "py.typed")
-        for folder in ("spotrun", "spotrun/launcher", "spotrun/rendezvous")
+        for folder in ("spotrun", "spotrun/benchmarks", "spotrun/launcher", "spotrun/rendezvous")
         for path in (builds.checkout / folder).rglob(pattern)
     }
     assert packed == here
@@ -121,7 +127,7 @@ def test_importing_spotrun_imports_neither_torch_nor_grpc_nor_the_launcher() -> 
     assert not [name for name in loaded if name.startswith(("spotrun.launcher", "spotrun.rendezvous"))]
 
 
-@pytest.mark.parametrize("name", ["launcher", "rendezvous"])
+@pytest.mark.parametrize("name", ["benchmarks", "launcher", "rendezvous"])
 def test_lint_refuses_the_bare_names_of_the_folders(name: str) -> None:
     command = [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), "-"]
     done = subprocess.run(command, input=f"import {name}\nprint({name})\n", capture_output=True, text=True)
