@@ -32,7 +32,6 @@ class _Known:
     """One node's key."""
 
     live: Live
-    create_revision: int
     lease: int
     target: Target | None
 
@@ -61,7 +60,7 @@ class Coordinator:
         self._liveness = liveness
         self._post = post
         self._job = job
-        self._nodes: dict[str, _Known] = {}
+        self._nodes: dict[str, _Known] = {}  # in the order of the keys' creation
         self._reports: dict[str, tuple[Report, float, int]] = {}
         self._draining: dict[str, Drain] = {}
         self._round: Round | None = None
@@ -108,7 +107,7 @@ class Coordinator:
             return None
         view = View(
             self._job,
-            tuple(known.live for known in sorted(self._nodes.values(), key=lambda known: known.create_revision)),
+            tuple(known.live for known in self._nodes.values()),
             self._round,
             tuple((report, seen_s) for report, seen_s, _ in sorted(self._reports.values(), key=lambda item: item[2])),
             frozenset(self._draining),
@@ -153,8 +152,8 @@ class Coordinator:
         self._lost_s = now_s  # whoever went while nobody was looking counts from now
         if self._ended:
             return
-        for kv in (*current, *nodes, *reports, *drains):
-            self._take(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.lease, now_s)
+        for kv in (*current, *sorted(nodes, key=lambda kv: kv.create_revision), *reports, *drains):
+            self._take(kv.key, kv.value, kv.mod_revision, kv.lease, now_s)
         generation = self._generation
         for key, prefix in (
             (self._keys.nodes, True),
@@ -174,7 +173,7 @@ class Coordinator:
     def _on_watch(self, event: WatchEvent) -> None:
         now_s = time.monotonic()
         if event.kind == "put":
-            self._take(event.key, event.value, event.create_revision, event.mod_revision, event.lease, now_s)
+            self._take(event.key, event.value, event.mod_revision, event.lease, now_s)
             return
         name = Keys.name(event.key)
         if event.key.startswith(self._keys.nodes):
@@ -191,13 +190,13 @@ class Coordinator:
         elif event.key.startswith(self._keys.drains) and name in self._draining:
             self._withdrawn.add(name)
 
-    def _take(self, key: str, value: bytes, created: int, modified: int, lease: int, now_s: float) -> None:
+    def _take(self, key: str, value: bytes, modified: int, lease: int, now_s: float) -> None:
         name = Keys.name(key)
         try:
             if key == self._keys.round:
                 self._round, self._round_revision = decode(Round, value), modified
             elif key.startswith(self._keys.nodes):
-                self._take_node(name, decode(Node, value), created, lease, now_s)
+                self._take_node(name, decode(Node, value), lease, now_s)
             elif key.startswith(self._keys.reports):
                 self._reports[name] = (decode(Report, value), now_s, modified)
             elif key.startswith(self._keys.drains):
@@ -208,13 +207,11 @@ class Coordinator:
         except BadRecord as error:
             logger.warning("%s is left out: %s", key, error)
 
-    def _take_node(self, name: str, node: Node, created: int, lease: int, now_s: float) -> None:
+    def _take_node(self, name: str, node: Node, lease: int, now_s: float) -> None:
         known = self._nodes.get(name)
         if known is not None and known.live.node.incarnation == node.incarnation:
             known.live = dataclasses.replace(known.live, node=node)
             return
-        if known is not None and known.target is not None:
-            self._liveness.cancel(known.target)
         target = None
         if name != self._node_id:
             generation = self._generation
@@ -223,7 +220,7 @@ class Coordinator:
                 self._post(("liveness", generation, (name, incarnation, state)))
 
             target = self._liveness.watch(node.address, node.agent_port, tell)
-        self._nodes[name] = _Known(Live(node, now_s), created, lease, target)
+        self._nodes[name] = _Known(Live(node, now_s), lease, target)
 
     def _lost(self, name: str, incarnation: str, now_s: float) -> None:
         if self._round is not None and self._round.index(name, incarnation) is not None:

@@ -112,11 +112,6 @@ class Op:
     def get_prefix(prefix: str) -> Op:
         return Op(messages.RequestOp(request_range=_range(prefix, True)))
 
-    @staticmethod
-    def newest(prefix: str, count: int) -> Op:
-        """Of the keys that begin with `prefix`, those `count` that were created last, the last one first."""
-        return Op(messages.RequestOp(request_range=_newest(prefix, count)))
-
     @property
     def writes(self) -> bool:
         return not self.message.HasField("request_range")
@@ -193,8 +188,9 @@ class EtcdClient:
         """Of the keys that begin with `prefix`, the last one created before `create_revision`, without its value."""
         if create_revision <= 1:  # the first revision that etcd gives; a limit of 0 would mean none
             return None
-        request = _newest(prefix, 1)
-        request.keys_only, request.max_create_revision = True, create_revision - 1
+        request = _range(prefix, True, keys_only=True)
+        request.limit, request.sort_order, request.sort_target = 1, messages.SORT_DESCEND, messages.SORT_BY_CREATE
+        request.max_create_revision = create_revision - 1
         found = self._call(messages.RANGE, request).kvs
         return _key_value(found[0]) if found else None
 
@@ -307,12 +303,6 @@ def _compare(key: str, target: int, result: int = messages.EQUAL, **value: Any) 
 def _range(key: str, prefix: bool, *, keys_only: bool = False) -> Any:
     start, end = key_range(key, prefix)
     return messages.RangeRequest(key=start, range_end=end, keys_only=keys_only)
-
-
-def _newest(prefix: str, count: int) -> Any:
-    request = _range(prefix, True)
-    request.limit, request.sort_order, request.sort_target = count, messages.SORT_DESCEND, messages.SORT_BY_CREATE
-    return request
 
 
 def _put(key: str, value: bytes | str, lease: int) -> Any:

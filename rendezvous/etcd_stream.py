@@ -7,6 +7,7 @@ lets the user keep time (send what is due, give up a member that has gone silent
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -59,23 +60,24 @@ class Stream:
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._closed = False
-        self._woken = False
+        self._due_s = 0.0  # when to call `tick` next
         self._call: Any = None
         self._requests: queue.SimpleQueue[Any] | None = None
         self._connection: Connection | None = None
         self._token: str | None = None
         self._heard_s = 0.0
 
-    def wake(self) -> None:
-        """The user wants something: open the stream if it is not, and keep time anew."""
+    def wake(self, due_s: float = 0.0) -> None:
+        """The user wants something: open the stream if it is not, and call `tick` at `due_s` at the latest."""
         with self._changed:
             if not self._threads and not self._closed:
                 for name, work in (("", self._read), ("-clock", self._keep_time)):
                     thread = threading.Thread(target=work, name=f"spotrun-{self._name}{name}", daemon=True)
                     self._threads.append(thread)
                     thread.start()
-            self._woken = True
-            self._changed.notify_all()
+            if due_s < self._due_s or self._call is None:  # a thousand joins must not wake both threads each
+                self._due_s = min(due_s, self._due_s)
+                self._changed.notify_all()
 
     def send(self, request: Any) -> None:
         """Send `request` on the open stream; lost where there is none, since `opened` tells all that matters."""
@@ -188,17 +190,20 @@ class Stream:
             self._connections.failed(connection)
 
     def _keep_time(self) -> None:
-        due_s = time.monotonic()
+        planned_s = time.monotonic()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._woken, max(0.0, due_s - time.monotonic()))
+                while not self._closed and (left_s := self._due_s - time.monotonic()) > 0:
+                    self._changed.wait(left_s)
                 if self._closed:
                     return
-                self._woken = False
-            if time.monotonic() - due_s > PAUSED_S:
+                self._due_s = math.inf
+            if time.monotonic() - planned_s > PAUSED_S:
                 self._connections.wait(CATCH_UP_S)
             try:
-                due_s = min(self._user.tick(time.monotonic()), time.monotonic() + NEVER_S)
+                planned_s = min(self._user.tick(time.monotonic()), time.monotonic() + NEVER_S)
             except Exception:  # see _read
                 logger.exception("the clock of the %s stream failed", self._name)
-                due_s = time.monotonic() + 1.0
+                planned_s = time.monotonic() + 1.0
+            with self._changed:
+                self._due_s = min(self._due_s, planned_s)  # somebody may have woken this meanwhile

@@ -60,6 +60,11 @@ class Keys:
         return self.root + "nodes/"
 
     @property
+    def last(self) -> str:
+        """The record of the node that joined last, under its lease: who joins next finds its place in line there."""
+        return self.root + "last"
+
+    @property
     def reports(self) -> str:
         return self.root + "reports/"
 

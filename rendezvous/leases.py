@@ -36,7 +36,7 @@ class KeepAlive:
     every_s: float
     on_lost: Callable[[], None]
     leases: Leases
-    due_s: float = 0.0  # when to renew next
+    due_s: float  # when to renew next
     sent_s: float | None = None  # when the renewal was sent that has not been answered
     unknown: bool = False  # etcd has said once that it knows no such lease
 
@@ -55,10 +55,11 @@ class Leases:
         self._complained = False
 
     def add(self, lease: int, ttl_s: float, on_lost: Callable[[], None]) -> KeepAlive:
-        kept = KeepAlive(lease, ttl_s / RENEWALS_PER_TTL, on_lost, self)
+        every_s = ttl_s / RENEWALS_PER_TTL
+        kept = KeepAlive(lease, every_s, on_lost, self, time.monotonic() + every_s)
         with self._lock:
             self._kept[lease] = kept
-        self._stream.wake()
+        self._stream.wake(kept.due_s)
         return kept
 
     def cancel(self, kept: KeepAlive) -> None:
@@ -102,7 +103,7 @@ class Leases:
                 del self._kept[reply.ID]
             kept.unknown, kept.due_s = True, now_s + ASK_AGAIN_S
         if not lost:
-            self._stream.wake()
+            self._stream.wake(kept.due_s)
             return
         try:
             kept.on_lost()

@@ -187,7 +187,7 @@ class Membership:
                 return again_s
         if not self._watches:  # they were given up: read again what was missed
             found = self.client.txn([], self._all_that_concerns())
-            self._look(found.responses[1:], found.revision)
+            self._look(found.responses, found.revision)
         if self._predecessor_dead and self._predecessor is not None:
             self._revoke(self._predecessor.lease)
             self._predecessor_dead = False  # only now: while etcd is away this step is tried again
@@ -238,16 +238,21 @@ class Membership:
                 self._settings.lease_ttl_s,
                 on_lost=lambda: self._reactor.post(self, ("lost", 0, incarnation)),
             )
-        key, value = self.keys.node(self._node.node_id), encode(self._node)
+        key, value, lease = self.keys.node(self._node.node_id), encode(self._node), self._session.lease_id
         result = self.client.txn(
             [Compare.absent(key), Compare.absent(self.keys.outcome), Compare.value(self.keys.job, self._job_value)],
-            [Op.put(key, value, self._session.lease_id), *self._all_that_concerns()],
+            [
+                Op.get(self.keys.last),
+                Op.put(key, value, lease),
+                Op.put(self.keys.last, value, lease),
+                *self._all_that_concerns(),
+            ],
             [Op.get(self.keys.job), Op.get(key), Op.get(self.keys.outcome)],
         )
         if result.succeeded:
-            newest, *rest = result.responses[1:]
-            self._create_revision = newest[0].create_revision
-            before = newest[1] if len(newest) > 1 else None
+            last, _, _, *rest = result.responses
+            self._create_revision = result.revision
+            before = self._last_joined(last) or self._find_predecessor()
         else:
             job, there, outcome = result.responses
             if outcome:
@@ -259,7 +264,7 @@ class Membership:
                 return self._name_taken(now_s, there[0] if there else None)
             self._create_revision = there[0].create_revision  # an earlier try had been carried out
             result = self.client.txn([], self._all_that_concerns())
-            _, *rest = result.responses
+            rest = list(result.responses)
             before = self._find_predecessor()
         self._name_taken_until_s, self._written = None, (self._node, None)
         self._become(joined=True)
@@ -317,7 +322,6 @@ class Membership:
 
     def _all_that_concerns(self) -> list[Op]:
         return [
-            Op.newest(self.keys.nodes, 2),  # this node and the one before it
             Op.get(self.keys.round),
             Op.get(self.keys.outcome),
             Op.get_prefix(self.keys.drains),
@@ -365,6 +369,13 @@ class Membership:
         elif event.key.startswith(self.keys.drains):
             changes["drains"] = {k: v for k, v in changes["drains"].items() if k != Keys.name(event.key)}
         self._become(**changes)
+
+    def _last_joined(self, found: Sequence[KeyValue]) -> KeyValue | None:
+        """The node that joined last, by its record under `last`: alive, for both keys lie under its lease."""
+        with contextlib.suppress(BadRecord):
+            for last in found:
+                return dataclasses.replace(last, key=self.keys.node(decode(Node, last.value).node_id))
+        return None
 
     def _find_predecessor(self) -> KeyValue | None:
         while True:

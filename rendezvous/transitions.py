@@ -78,7 +78,12 @@ def decide(view: View, settings: Settings, now_s: float, coordinator: str) -> De
     if view.round is None:
         return _start(view, able, settings, now_s, coordinator)
     current = view.round
-    reports = [(report, seen_s) for report, seen_s in view.reports if _of_round(report, current)]
+    incarnations = {member.node_id: member.incarnation for member in current.members}
+    reports = [
+        (report, seen_s)
+        for report, seen_s in view.reports
+        if report.round == current.number and incarnations.get(report.node_id) == report.incarnation
+    ]
     succeeded = {report.node_id for report, _ in reports if report.kind == "succeeded"}
     if all(member.node_id in succeeded for member in current.members):
         return End(Outcome("succeeded", "all workers finished", ""))
@@ -86,7 +91,8 @@ def decide(view: View, settings: Settings, now_s: float, coordinator: str) -> De
     here = {live.member for live in able}
     staying = [member for member in current.members if member in here]
     gone = [member for member in current.members if member not in here and member.node_id not in succeeded]
-    joiners = [live for live in able if live.member not in current.members]
+    members = frozenset(current.members)
+    joiners = [live for live in able if live.member not in members]
     room = view.job.max_nodes - len(staying)
     if gone and not staying:
         return _start(view, able, settings, now_s, coordinator)  # nobody is left: as at the beginning
@@ -119,10 +125,6 @@ def root_cause(reports: list[Report]) -> tuple[Failure, ...]:
     """
     failures = [failure for report in reports for failure in report.failures]
     return tuple(sorted(failures, key=lambda failure: (not failure.final, failure.peer_loss)))
-
-
-def _of_round(report: Report, current: Round) -> bool:
-    return report.round == current.number and current.index(report.node_id, report.incarnation) is not None
 
 
 def _start(view: View, able: list[Live], settings: Settings, now_s: float, coordinator: str) -> Decision:

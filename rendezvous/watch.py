@@ -14,6 +14,7 @@ by newer versions while a watch waits for a revision that does not exist yet, wh
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -90,7 +91,7 @@ class Watcher:
             self._watches[watch.id] = watch
             if self._open:
                 self._create(watch)
-        self._stream.wake()
+        self._stream.wake(math.inf)  # its clock has nothing new to keep
         return watch
 
     def cancel(self, watch: Watch) -> None:

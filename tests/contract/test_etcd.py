@@ -64,8 +64,6 @@ def test_the_predecessor_is_the_last_key_created_before(etcd_client: EtcdClient,
     assert [before(revision) for revision in revisions] == [None, "z", "m"]
     assert before(revisions[-1] + 100) == "a"
     assert before(1) is None
-    newest = etcd_client.txn([], [Op.newest(root, 2)]).responses[0]
-    assert [kv.value for kv in newest] == [b"a", b"m"]
 
 
 def test_a_transaction_takes_one_branch_and_reads_what_it_wrote(etcd_client: EtcdClient, root: str) -> None:
