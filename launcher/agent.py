@@ -7,6 +7,7 @@ once to the whole job, by the coordinator.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import selectors
@@ -27,16 +28,18 @@ from spotrun.launcher.commits import Commits
 from spotrun.launcher.decide import Action, Situation, decide
 from spotrun.launcher.environment import Place, worker_environment
 from spotrun.launcher.failures import WorkerRefused, process_failures, record
+from spotrun.launcher.hangs import HangWatch
 from spotrun.launcher.leaving import Leaving
 from spotrun.launcher.link import Link
 from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.notices.notice import Grade, Notice
 from spotrun.launcher.notices.signals import notice_from_signal
-from spotrun.launcher.progress import Teller, of_node
+from spotrun.launcher.progress import Teller, of_job, of_node
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
 from spotrun.rendezvous.handler import EtcdRendezvousHandler
-from spotrun.rendezvous.state import Drain, Report, Round
+from spotrun.rendezvous.hangs import where
+from spotrun.rendezvous.state import Drain, Report, Round, Stall
 
 logger = logging.getLogger("spotrun")
 
@@ -65,6 +68,7 @@ class SpotAgent(LocalElasticAgent):
         handler: EtcdRendezvousHandler,
         board: NoticeBoard,
         *,
+        hang_timeout_s: float | None,
         start_method: str,
         log_line_prefix_template: str | None,
         shutdown_timeout: int,
@@ -84,6 +88,15 @@ class SpotAgent(LocalElasticAgent):
         self._elastic = handler.max_nodes > 1  # else there is nobody to go on, and a signal ends the job
         self._link = Link(Commits(handler.membership).take)
         self._teller = Teller(handler.membership.progress)
+        self._hang_timeout_s = hang_timeout_s
+        self._hangs = HangWatch(
+            self._link,
+            lambda: workers.poll().pids,
+            lambda: of_job(handler.client, handler.membership.keys),
+            wakeup.wake,
+            hang_timeout_s,
+        )
+        self._told_stalls: tuple[Stall, ...] = ()
         self._tell_at_s: float | None = None
         self._released_for = 0
         self._told_drains: tuple[int, frozenset[str]] = (0, frozenset())
@@ -103,6 +116,7 @@ class SpotAgent(LocalElasticAgent):
             selector.register(self._workers, selectors.EVENT_READ)
             selector.register(self._link, selectors.EVENT_READ)
             while True:
+                self._look_for_hangs()
                 situation = self._situation()
                 if not self._workers.warming:
                     # The others train on until this node can start its workers at once.
@@ -141,10 +155,12 @@ class SpotAgent(LocalElasticAgent):
             ready=cooperative and all(worker.ready for worker in spoken),
             agreed=all(worker.agreed for worker in spoken),
             overdue=self._overdue_s is not None and time.monotonic() >= self._overdue_s,
+            hung=bool(self._hangs.stalls) and self._restarts_for_hangs(),
         )
 
     def _time_left_s(self) -> float | None:
-        until_s = min((at_s for at_s in (self._overdue_s, self._tell_at_s) if at_s is not None), default=None)
+        times = (self._overdue_s, self._tell_at_s, self._hangs.due_s)
+        until_s = min((at_s for at_s in times if at_s is not None), default=None)
         return None if until_s is None else max(0.0, until_s - time.monotonic())
 
     def _apply(self, action: Action) -> None:
@@ -299,6 +315,7 @@ class SpotAgent(LocalElasticAgent):
             duplicate_stdout_filters=spec.duplicate_stdout_filters,
             duplicate_stderr_filters=spec.duplicate_stderr_filters,
         )
+        self._hangs.started(time.monotonic())
         events.emit("workers_started", round=self._round.number, pids=list(pids.values()))
         return dict(pids)
 
@@ -346,9 +363,33 @@ class SpotAgent(LocalElasticAgent):
                 error=failure.message,
                 peer_loss=failure.peer_loss,
             )
-        kind = status.state if status.state != "running" else "rejoin"
-        self._membership.report(Report(standing.node_id, self._started_as, self._round.number, kind, failures))
+        stalls = self._hangs.stalls if status.state == "running" else ()
+        kind = status.state if status.state != "running" else "hung" if stalls else "rejoin"
+        number = self._round.number
+        self._membership.report(Report(standing.node_id, self._started_as, number, kind, failures, stalls))
         self._reported = True
+
+    def _look_for_hangs(self) -> None:
+        if self._round is None:
+            return
+        first_rank = self._worker_group.workers[0].global_rank
+        self._hangs.look(self._round, first_rank, self._handler.address, time.monotonic())
+        stalls = self._hangs.stalls
+        if stalls and stalls != self._told_stalls:
+            what = "the workers are started anew" if self._restarts_for_hangs() else "no restart is left for that"
+            events.emit(
+                "hung",
+                f"hung: {where(stalls)}; the stacks are in the workers' logs, and {what}",
+                level=logging.WARNING,
+                round=self._round.number,
+                stalls=[dataclasses.asdict(stall) for stall in stalls],
+            )
+        self._told_stalls = stalls
+
+    def _restarts_for_hangs(self) -> bool:
+        """A default that nobody asked for never ends a job: without restarts left it only tells."""
+        assert self._round is not None
+        return self._hang_timeout_s is not None or self._round.restarts < self._worker_group.spec.max_restarts
 
     def _tell_drains(self) -> None:
         """Workers hear of every member that is to leave; where all are, their state must become durable."""

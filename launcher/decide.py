@@ -43,6 +43,7 @@ class Situation:
     ready: bool = False  # all have left it
     agreed: bool = False  # and did so at the agreed step, not because a collective failed
     overdue: bool = False  # they had their time
+    hung: bool = False  # they make no steps any more, and are to be started anew for it
 
 
 def decide(now: Situation) -> Action:
@@ -71,7 +72,7 @@ def decide(now: Situation) -> Action:
             return Action.WAIT
         return Action.ADMIT if now.in_place and standing.incarnation == now.started_as else Action.ABORT
     # Workers that left for a drain that was withdrawn since ask for a new round.
-    if (now.workers in ("failed", "succeeded") or (now.ready and now.agreed)) and not now.reported:
+    if (now.workers in ("failed", "succeeded") or (now.ready and now.agreed) or now.hung) and not now.reported:
         return Action.REPORT
     return Action.ABORT if now.workers == "failed" else Action.WAIT
 

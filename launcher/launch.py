@@ -62,6 +62,7 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
                 wakeup,
                 handler,
                 board,
+                hang_timeout_s=options.hang_timeout_s,
                 start_method=config.start_method,
                 log_line_prefix_template=config.log_line_prefix_template,
                 shutdown_timeout=config.shutdown_timeout or 0,

@@ -6,6 +6,7 @@ A worker that uses the training API connects and says hello. From the agent it h
     {"op": "release", "planned": bool}                 a newer round was formed: stop at the agreed step, or right now
     {"op": "round", ...}                               its place in the next round
     {"op": "save"}                                     take a checkpoint at the next step
+    {"op": "where"}                                    no step is made any more: where does it stand?
 
     {"op": "answer", "yes": bool}                      to a "commit"
 
@@ -14,6 +15,8 @@ and it says
     {"op": "hello", "local_rank": n, "in_place": bool}
     {"op": "entered"}                                  it has met all others of its round
     {"op": "progress", "round": n, "step": n, ...}     see progress.py; at most every 0.2 s
+    {"op": "busy", "busy": bool}                       it does something else than stepping, which may take long
+    {"op": "where", "step": n, "place": text, "waits": bool}    its last step, and its main thread; see whereabouts.py
     {"op": "ready", "agreed": bool, "in_place": bool}  its process groups are gone; agreed: after the agreed step
     {"op": "commit", "what": "fence"|"record", "round": n, "step": n, "name": text}    around a checkpoint's publication
 """
@@ -21,6 +24,7 @@ and it says
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -28,16 +32,27 @@ import selectors
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spotrun.launcher.notices.notice import bounded
 from spotrun.launcher.progress import Steps
 
 logger = logging.getLogger("spotrun")
 
 LINE_BYTES = 1 << 16  # a worker that writes longer lines is not ours
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where a worker says that it stands."""
+
+    step: int
+    place: str
+    waits: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +65,8 @@ class Connection:
     ready: bool = False
     agreed: bool = False
     progress: Steps | None = None
+    told_s: float = 0.0  # monotonic: when that came
+    where: Whereabouts | None = None
 
 
 class Link:
@@ -145,7 +162,14 @@ class Link:
             connection.ready, connection.agreed = True, bool(message["agreed"])
             connection.in_place = bool(message["in_place"])
         elif op == "progress":
-            connection.progress = Steps.of(message)
+            connection.progress, connection.told_s = Steps.of(message), time.monotonic()
+        elif op == "busy":
+            if connection.progress is not None:
+                connection.progress = dataclasses.replace(connection.progress, busy=bool(message["busy"]))
+                connection.told_s = time.monotonic()
+        elif op == "where":
+            place = bounded(str(message["place"]))
+            connection.where = Whereabouts(int(message["step"]), place, bool(message["waits"]))
         elif op == "commit":
             self._commit(message, lambda yes: self.tell({"op": "answer", "yes": yes}, connection))
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spotrun.rendezvous.state import Progress, Round
+from spotrun.rendezvous.etcd import EtcdClient
+from spotrun.rendezvous.keys import Keys
+from spotrun.rendezvous.state import Progress, Round, decode
 
 TELL_S = 1.0  # etcd hears of progress at most this often
 
@@ -38,6 +40,12 @@ class Steps:
             snapshot_step=int(message["snapshot_step"]),
             commit_step=int(message["commit_step"]),
         )
+
+
+def of_job(client: EtcdClient, keys: Keys) -> list[Progress]:
+    """The word of every node. Raises EtcdError."""
+    found, _ = client.get_prefix(keys.progress)
+    return [decode(Progress, kv.value) for kv in found]
 
 
 def of_node(node_id: str, incarnation: str, current: Round, workers: Sequence[Steps | None]) -> Progress | None:

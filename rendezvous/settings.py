@@ -11,6 +11,7 @@ LOSS_WINDOW_S = 0.05  # nodes that die together make one round; far below what a
 STORM_S = 5.0  # rounds formed for losses within this time double the window of the next ...
 STORM_WINDOW_S = 2.0  # ... up to this
 BLAME_WINDOW_S = 0.3  # a failed worker is charged to the job only if no node turns out to be lost meanwhile
+HANG_WINDOW_S = 5.0  # nodes find a hang at about the same time; all of their words tell best which rank is behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Settings:
     grow_window_s: float = GROW_WINDOW_S
     loss_window_s: float = LOSS_WINDOW_S
     blame_window_s: float = BLAME_WINDOW_S
+    hang_window_s: float = HANG_WINDOW_S
     replace_wait_s: float = 0.0  # --on-loss=wait: how long a lost node may be replaced before the job goes on smaller
 
     @property

@@ -59,7 +59,7 @@ class Round:
     members: tuple[Member, ...]
     store_address: str
     store_port: int
-    kind: str  # start, lost, drained, joined, failed or rejoined: why the round was formed
+    kind: str  # start, lost, drained, joined, failed, hung or rejoined: why the round was formed
     reason: str
     restarts: int  # worker failures charged to the job so far
     formed_by: str  # incarnation of the coordinator
@@ -98,14 +98,26 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Stall:
+    """One worker of a group that makes no steps any more."""
+
+    rank: int
+    step: int  # the last that it made
+    place: str  # of the script, where its main thread stands; empty: it gave no answer
+    waits: bool  # there it waits for other ranks
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What a node says of its workers in a round: failed, succeeded, or rejoin (it asks for a new round)."""
+    """What a node says of its workers in a round: failed, succeeded, hung, or rejoin (it asks for a new round)."""
 
     node_id: str
     incarnation: str
     round: int
     kind: str
     failures: tuple[Failure, ...] = ()
+    stalls: tuple[Stall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ The rules (the reason of each stands at its branch):
    up to `replace_wait_s` for a replacement. Below min the job waits, for as long as it takes.
 4. A worker failed: a new round, charged to the job once, unless a member turns out to be lost: then rule 3 alone.
    With an error that would only come again, the job has failed.
-5. Joiners while training runs are gathered for the grow window, up to max; more than max wait as spares.
+5. Workers hang: as if one had failed, once all nodes have said where theirs stand, or the hang window is over.
+6. Joiners while training runs are gathered for the grow window, up to max; more than max wait as spares.
 
 Survivors keep their rank order and newcomers follow in the order of their arrival. Times are seconds on the
 coordinator's own monotonic clock.
@@ -19,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from spotrun.rendezvous.hangs import behind, explain
 from spotrun.rendezvous.settings import STORM_S, STORM_WINDOW_S, Settings
 from spotrun.rendezvous.state import Failure, Job, Member, Node, Outcome, Report, Round
 
@@ -102,6 +104,9 @@ def decide(view: View, settings: Settings, now_s: float, coordinator: str) -> De
     failed = [(report, seen_s) for report, seen_s in reports if report.kind == "failed"]
     if failed:
         return _blame(view, staying, joiners[: max(room, 0)], failed, settings, now_s, coordinator)
+    hung = [(report, seen_s) for report, seen_s in reports if report.kind == "hung"]
+    if hung:
+        return _unhang(view, staying, joiners[: max(room, 0)], hung, settings, now_s, coordinator)
     rejoining = [seen_s for report, seen_s in reports if report.kind == "rejoin"]
     if rejoining:
         until_s = rejoining[0] + settings.loss_window_s
@@ -192,6 +197,28 @@ def _blame(
     if view.round.restarts >= view.job.max_restarts:
         return _failed(causes, failed[0][0].node_id)
     return _form(view, staying + _members(joiners), "failed", _how_failed(causes), coordinator, charged=1)
+
+
+def _unhang(
+    view: View,
+    staying: list[Member],
+    joiners: list[Live],
+    hung: list[tuple[Report, float]],
+    settings: Settings,
+    now_s: float,
+    coordinator: str,
+) -> Decision:
+    assert view.round is not None
+    heard = {report.node_id for report, _ in hung}
+    until_s = hung[0][1] + settings.hang_window_s
+    if now_s < until_s and not all(member.node_id in heard for member in view.round.members):
+        return Wait(until_s)
+    stalls = sorted((stall for report, _ in hung for stall in report.stalls), key=lambda stall: stall.rank)
+    why = explain(stalls)
+    if view.round.restarts >= view.job.max_restarts:
+        failures = tuple(Failure(it.rank, 1, why, it.address, peer_loss=False) for it in behind(stalls) or stalls)
+        return End(Outcome("failed", why, hung[0][0].node_id, failures[:8]))
+    return _form(view, staying + _members(joiners), "hung", why, coordinator, charged=1)
 
 
 def _failed(causes: tuple[Failure, ...], node_id: str) -> End:

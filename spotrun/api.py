@@ -17,10 +17,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,6 +188,8 @@ class Job:
             self._save()
         elif self._tracked is not None and not self._tracked.sharded and self.steps - self._kept_step >= every > 0:
             self._snapshot()
+        if self._link is not None:
+            self._link.step = self.steps
         if self._teller is not None and self._teller.due(took_s, now_s):
             self._learn_cost()
             self._teller.tell(
@@ -198,6 +201,18 @@ class Job:
                 commit_step=self._durable_step,
             )
 
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """`with job.busy(): evaluate(model)`: what takes long and is no step is not taken for a hang, on any rank."""
+        if self._link is not None:
+            self._link.busy(True)
+        try:
+            yield
+        finally:
+            if self._link is not None:
+                self._link.busy(False)
+            self._stepped_s = time.monotonic()
+
     # -- for spotrun.run
 
     def keep(self) -> None:
@@ -208,6 +223,8 @@ class Job:
 
     def finish(self) -> None:
         """`train` has returned: save the end, and wait for it."""
+        if self._link is not None:
+            self._link.busy(True)  # to the end: no step will come any more
         if self._saver is not None and self.steps > self._saved_step:
             self._save_now(LAST_SAVE_S)
         self._wait_for_save(LAST_SAVE_S)
@@ -379,7 +396,8 @@ class Job:
                 self._snapshot()
             if self._saver is not None and (durable or self._tracked.sharded):
                 notice_s = self.notice
-                self._save_now(LAST_SAVE_S if notice_s is None else max(notice_s - MARGIN_S, 0.0))
+                with self.busy():
+                    self._save_now(LAST_SAVE_S if notice_s is None else max(notice_s - MARGIN_S, 0.0))
         raise RoundOver
 
     def _save_now(self, within_s: float) -> None:

@@ -17,6 +17,7 @@ from spotrun.errors import UsageError
 LEASE_TTL_MIN_S, LEASE_TTL_MAX_S = 1.0, 300.0  # etcd raises what is below about 2 s; more than 300 s is a typing error
 JOIN_WINDOW_MAX_S = 3600.0  # nobody wants to wait longer for one more node; more is a typing error
 WARM_MODES = ("auto", "off")
+HANG_MIN_S, HANG_MAX_S = 2.0, 86_400.0  # nodes hear of each other's progress once a second; a day is a typing error
 PASSWORD_ENV = "SPOTRUN_ETCD_PASSWORD"
 
 DRAIN_EXIT_SLURM = 75  # EX_TEMPFAIL, for RequeueExit=75 in slurm.conf: a drained node's job is queued again
@@ -31,6 +32,7 @@ class AgentOptions:
     drain_exit_code: int = DRAIN_EXIT_PLAIN  # of the process, when this node was drained
     warm: str = "auto"  # auto: workers are forked from a process that has imported torch, where that is safe
     notice: tuple[str, ...] = ("auto",)  # where news of this machine's end comes from; checked by the launcher
+    hang_timeout_s: float | None = None  # without a step; None: by the length of steps; infinite: never
     audit: Path | None = None  # where jobs on the training API record which samples each step used
     events: Path | None = None  # the file that gets every event as a line of JSON
 
@@ -39,6 +41,7 @@ def agent_options(
     drain_exit_code: str | None,
     warm: str | None,
     notice: str | None,
+    hang_timeout: str | None,
     audit: str | None,
     events: str | None,
     environ: Mapping[str, str],
@@ -50,6 +53,7 @@ def agent_options(
         ),
         warm=parse_warm("auto" if warm is None else warm),
         notice=("auto",) if notice is None else tuple(name.strip() for name in notice.split(",")),
+        hang_timeout_s=None if hang_timeout is None else parse_hang_timeout(hang_timeout),
         audit=None if audit is None else Path(os.path.abspath(os.path.expanduser(audit))),
         events=None if events is None else parse_events(events),
     )
@@ -72,6 +76,15 @@ def parse_warm(value: str) -> str:
     if value not in WARM_MODES:
         raise UsageError(f"--warm={value} is not known: give {' or '.join(WARM_MODES)}.")
     return value
+
+
+def parse_hang_timeout(value: str) -> float:
+    """Infinite: hangs are not looked for."""
+    if value == "off":
+        return math.inf
+    if not _is_number(value) or not HANG_MIN_S <= float(value) <= HANG_MAX_S:
+        raise UsageError(f"--hang-timeout={value} is not known: give {HANG_MIN_S:g} to {HANG_MAX_S:g} seconds, or off.")
+    return float(value)
 
 
 def parse_events(value: str) -> Path:

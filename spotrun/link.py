@@ -6,19 +6,24 @@ spotrun's (plain python or torchrun) there is no link, and nothing is heard.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spotrun.whereabouts import whereabouts
+
 ENVIRONMENT = "SPOTRUN_LINK"
 ABORT_AGAIN_S = 0.1
+STACKS_SIGNAL = signal.SIGRTMIN + 9  # to a worker: write your stacks to stderr; one that hardly any script uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,9 @@ class Link:
         self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self.wanted: set[str] = set()
         self.deadline_s: float | None = None  # monotonic: by when a drain must be over
+        self.step = 0  # the last that this worker has made
+        signal.signal(STACKS_SIGNAL, signal.SIG_IGN)  # what counts again while the interpreter ends
+        faulthandler.register(STACKS_SIGNAL, file=2)  # in C: it works in a process that hangs, whatever it hangs in
         self._say({"op": "hello", "local_rank": local_rank, "in_place": in_place})
         threading.Thread(target=self._listen, name="spotrun-link", daemon=True).start()
 
@@ -76,6 +84,10 @@ class Link:
 
     def progress(self, **fields: Any) -> None:
         self._say({"op": "progress", **fields})
+
+    def busy(self, busy: bool) -> None:
+        """This worker does something else than stepping, which may take long; or no longer."""
+        self._say({"op": "busy", "busy": busy})
 
     def next_round(
         self, timeout_s: float | None = None, *, agreed: bool, in_place: bool = True
@@ -126,6 +138,10 @@ class Link:
             self._answers.put(bool(message["yes"]))
         elif op == "save":
             self.wanted.add("save")
+        elif op == "where":
+            main = threading.main_thread().ident
+            place, waits = whereabouts(sys._current_frames().get(main) if main is not None else None)
+            self._say({"op": "where", "step": self.step, "place": place, "waits": waits})
         elif op == "drain":
             self.deadline_s = time.monotonic() + float(message["seconds_left"])
             self.wanted |= {"leave", "durable"} if message["save"] else {"leave"}

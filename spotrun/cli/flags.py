@@ -89,6 +89,8 @@ OWN = (
                  "safe; off starts each anew."),
             _own("--notice", "SOURCES", "auto", "Where news of this machine's end comes from: auto, none, or some of "
                  "aws, gcp, azure, alibaba, file:PATH, http[:PORT], health."),
+            _own("--hang-timeout", "S", "20 steps, at least 60 s", "Workers on the training API that make no step for "
+                 "so long are hung: their stacks are logged, and a restart is charged. Or off."),
             _own("--audit", "DIR", "", "Where jobs on the training API record the samples of each step; `spotrun "
                  "audit` checks them."),
             _own("--events", "FILE", "", "Append what happens to FILE, a line of JSON for each event."),

@@ -33,7 +33,7 @@ logger = logging.getLogger("spotrun")
 CONF_KEYS = {flag.dest: flag.conf for flag in OWN_FLAGS if flag.conf}
 _FILES = ("cacert", "cert", "key", "password_file")
 _ETCD_ACCESS = (*_FILES, "user")
-_OPTIONS = ("drain_exit_code", "warm", "notice", "audit", "events")
+_OPTIONS = ("drain_exit_code", "warm", "notice", "hang_timeout", "audit", "events")
 
 
 class TorchRefused(UsageError, ValueError):

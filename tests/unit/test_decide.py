@@ -58,6 +58,8 @@ OUTCOME = Outcome("succeeded", "", "a")
         (dataclasses.replace(COOPERATIVE, leaving=True, told=True, overdue=True), Action.STOP),
         (dataclasses.replace(COOPERATIVE, ready=True), Action.WAIT),  # a collective failed: the round will change
         (dataclasses.replace(COOPERATIVE, ready=True, agreed=True), Action.REPORT),  # the drain was withdrawn
+        (dataclasses.replace(COOPERATIVE, hung=True), Action.REPORT),
+        (dataclasses.replace(COOPERATIVE, hung=True, reported=True), Action.WAIT),  # for the round that is to come
         (dataclasses.replace(RUNNING, leaving=True), Action.TELL),
         (dataclasses.replace(RUNNING, leaving=True, told=True), Action.STOP),
         (dataclasses.replace(RUNNING, leaving=True, told=True, workers="none"), Action.LEAVE),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from spotrun.rendezvous.settings import Settings
-from spotrun.rendezvous.state import Failure, Job, Node, Report, Round
+from spotrun.rendezvous.state import Failure, Job, Node, Report, Round, Stall
 from spotrun.rendezvous.transitions import End, Form, Live, View, Wait, decide
 
 SETTINGS = Settings(lease_ttl_s=4, join_window_s=2, grow_window_s=1, loss_window_s=0.05, blame_window_s=0.3)
@@ -225,6 +225,35 @@ def test_a_node_that_asks_for_a_new_round_gets_one_uncharged() -> None:
     view = View(job(), (live("a"), live("b")), a_round("a", "b"), ((report("b", "rejoin"), 10.0),))
     current = formed(view, 10.05)
     assert (current.kind, current.restarts) == ("rejoined", 0)
+
+
+def hung(name: str, rank: int, *, waits: bool) -> Report:
+    return dataclasses.replace(
+        report(name, "hung"), stalls=(Stall(rank, 41, "train.py:9 in train", waits, "10.0.0.1"),)
+    )
+
+
+def test_a_hang_is_charged_once_all_have_said_where_they_stand() -> None:
+    one, other = (hung("a", 0, waits=True), 10.0), (hung("b", 1, waits=False), 10.5)
+    view = View(job(restarts=1), (live("a"), live("b")), a_round("a", "b"), (one,))
+    assert waits(view, 10.5).until_s == 10.0 + SETTINGS.hang_window_s
+    assert formed(view, 15.0).kind == "hung", "a node that says nothing is not waited for"
+    current = formed(dataclasses.replace(view, reports=(one, other)), 10.5)
+    assert (current.kind, current.restarts) == ("hung", 1)
+    assert "the others wait for rank 1" in current.reason
+
+
+def test_a_hang_without_restarts_left_ends_the_job_and_names_the_rank_that_is_behind() -> None:
+    reports = ((hung("a", 0, waits=True), 10.0), (hung("b", 1, waits=False), 10.5))
+    decision = decide(View(job(), (live("a"), live("b")), a_round("a", "b"), reports), SETTINGS, 10.5, "me")
+    assert isinstance(decision, End)
+    assert decision.outcome.state == "failed"
+    assert [failure.rank for failure in decision.outcome.failures] == [1]
+
+
+def test_a_hang_that_is_a_loss_is_not_charged() -> None:
+    view = View(job(), (live("b"),), a_round("a", "b"), ((hung("b", 1, waits=True), 10.0),), lost_s=10.1)
+    assert formed(view, 10.2).kind == "lost"
 
 
 def test_ranks_follow_from_the_record_alone() -> None:
