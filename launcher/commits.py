@@ -57,4 +57,4 @@ class Commits:
         value = json.dumps(record).encode()
         # The round is compared again: between the question and this write another may have been formed.
         unchanged = Compare.modified(keys.round, found.mod_revision)
-        return client.txn([unchanged], [Op.put(keys.checkpoints + "latest", value)]).succeeded
+        return client.txn([unchanged], [Op.put(keys.latest_checkpoint, value)]).succeeded

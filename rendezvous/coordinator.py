@@ -69,6 +69,7 @@ class Coordinator:
         self._withdrawn: set[str] = set()
         self._suspects: set[str] = set()
         self._dead: dict[str, str] = {}
+        self._saved_s: float | None = None
         self._lost_s: float | None = None
         self._formed_for_loss_s: tuple[float, ...] = ()
         self._why = ""
@@ -112,6 +113,7 @@ class Coordinator:
             tuple((report, seen_s) for report, seen_s, _ in sorted(self._reports.values(), key=lambda item: item[2])),
             frozenset(self._draining),
             frozenset(self._suspects),
+            self._saved_s,
             self._lost_s,
             self._formed_for_loss_s,
         )
@@ -159,6 +161,7 @@ class Coordinator:
             (self._keys.nodes, True),
             (self._keys.reports, True),
             (self._keys.drains, True),
+            (self._keys.latest_checkpoint, False),
         ):
             self._watches.append(
                 self._client.watch(
@@ -193,7 +196,9 @@ class Coordinator:
     def _take(self, key: str, value: bytes, modified: int, lease: int, now_s: float) -> None:
         name = Keys.name(key)
         try:
-            if key == self._keys.round:
+            if key == self._keys.latest_checkpoint:
+                self._saved_s = now_s
+            elif key == self._keys.round:
                 self._round, self._round_revision = decode(Round, value), modified
             elif key.startswith(self._keys.nodes):
                 self._take_node(name, decode(Node, value), lease, now_s)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.distributed.elastic.rendezvous.api import RendezvousParameters
 
-from spotrun.config import parse_endpoints, parse_on_loss, read_password
+from spotrun.config import parse_endpoints, parse_grow, parse_on_loss, read_password
 from spotrun.errors import UsageError
 from spotrun.rendezvous.etcd import EtcdClient, EtcdConfig
 from spotrun.rendezvous.handler import EtcdRendezvousHandler, StoreHost
@@ -20,7 +20,7 @@ from spotrun.rendezvous.keys import check_node_id, check_run_id
 from spotrun.rendezvous.liveness import Liveness, listen
 from spotrun.rendezvous.membership import Membership
 from spotrun.rendezvous.reactor import Reactor
-from spotrun.rendezvous.settings import JOIN_WINDOW_S, LEASE_TTL_S, Settings
+from spotrun.rendezvous.settings import GROW_WINDOW_S, JOIN_WINDOW_S, LEASE_TTL_S, Settings
 from spotrun.rendezvous.state import Job, Node
 
 TIMEOUT_S = 900.0  # of a stock agent, as torch's launcher sets it
@@ -34,9 +34,12 @@ def create_handler(
     Raises UsageError for a bad value, EtcdError where etcd cannot be used.
     """
     run_id = check_run_id(parameters.run_id)
+    grow, grow_window_s = parse_grow(str(parameters.get("grow", "now")))
     settings = Settings(
         lease_ttl_s=_number(parameters, "lease_ttl", LEASE_TTL_S),
         join_window_s=_number(parameters, "join_window", JOIN_WINDOW_S),
+        grow=grow,
+        grow_window_s=GROW_WINDOW_S if grow_window_s is None else grow_window_s,
         replace_wait_s=parse_on_loss(str(parameters.get("on_loss", "shrink"))),
     )
     etcd = EtcdConfig(

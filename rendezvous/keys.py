@@ -77,8 +77,8 @@ class Keys:
         return self.root + "progress/"
 
     @property
-    def checkpoints(self) -> str:
-        return self.root + "checkpoints/"
+    def latest_checkpoint(self) -> str:
+        return self.root + "checkpoints/latest"
 
     def node(self, node_id: str) -> str:
         return self.nodes + node_id

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spotrun.config import Grow
+
 LEASE_TTL_S = 4.0  # a silent node is noticed within 1.5 x this; etcd itself allows nothing shorter than about 2 s
 JOIN_WINDOW_S = 2.0  # the first round waits this long for one more node; torchrun waits 30 s
 GROW_WINDOW_S = 1.0  # joiners while training runs are gathered this long, since each round has a price
@@ -24,6 +26,7 @@ class Settings:
     loss_window_s: float = LOSS_WINDOW_S
     blame_window_s: float = BLAME_WINDOW_S
     hang_window_s: float = HANG_WINDOW_S
+    grow: Grow = "now"  # --grow: whether a round is formed for joiners
     replace_wait_s: float = 0.0  # --on-loss=wait: how long a lost node may be replaced before the job goes on smaller
 
     @property

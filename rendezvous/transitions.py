@@ -9,7 +9,8 @@ The rules (the reason of each stands at its branch):
 4. A worker failed: a new round, charged to the job once, unless a member turns out to be lost: then rule 3 alone.
    With an error that would only come again, the job has failed.
 5. Workers hang: as if one had failed, once all nodes have said where theirs stand, or the hang window is over.
-6. Joiners while training runs are gathered for the grow window, up to max; more than max wait as spares.
+6. Joiners while training runs are gathered for the grow window, up to max; more than max wait as spares. By --grow they
+   wait for the next checkpoint instead, or for a round that is formed for another reason.
 
 Survivors keep their rank order and newcomers follow in the order of their arrival. Times are seconds on the
 coordinator's own monotonic clock.
@@ -47,6 +48,7 @@ class View:
     reports: tuple[tuple[Report, float], ...] = ()  # with the time each was seen, in etcd's order
     draining: frozenset[str] = frozenset()  # node ids
     suspects: frozenset[str] = frozenset()  # node ids whose agent closed its connection, not confirmed either way
+    saved_s: float | None = None  # when a checkpoint was last seen to be recorded
     lost_s: float | None = None  # when a member was last seen to go
     formed_for_loss_s: tuple[float, ...] = ()  # when this coordinator formed rounds for losses
 
@@ -109,17 +111,13 @@ def decide(view: View, settings: Settings, now_s: float, coordinator: str) -> De
         return _unhang(view, staying, joiners[: max(room, 0)], hung, settings, now_s, coordinator)
     rejoining = [seen_s for report, seen_s in reports if report.kind == "rejoin"]
     if rejoining:
-        until_s = rejoining[0] + settings.loss_window_s
+        until_s = rejoining[0] + (settings.silent_s if _suspected(view.round, view) else settings.loss_window_s)
         if now_s < until_s:
             return Wait(until_s)
         return _form(view, staying + _members(joiners[:room]), "rejoined", "a node asked for a new round", coordinator)
     # A job that is about to end does not start over for a newcomer.
     if joiners and room > 0 and not succeeded:
-        until_s = max(live.joined_s for live in joiners) + settings.grow_window_s
-        if now_s < until_s and len(joiners) < room:
-            return Wait(until_s)
-        new = joiners[:room]
-        return _form(view, staying + _members(new), "joined", f"{_names(_members(new))} joined", coordinator)
+        return _grow(view, staying, joiners, room, settings, now_s, coordinator)
     return Wait()
 
 
@@ -130,6 +128,11 @@ def root_cause(reports: list[Report]) -> tuple[Failure, ...]:
     """
     failures = [failure for report in reports for failure in report.failures]
     return tuple(sorted(failures, key=lambda failure: (not failure.final, failure.peer_loss)))
+
+
+def _suspected(current: Round, view: View) -> bool:
+    """Whether a member is perhaps on its way out: its lease tells within `silent_s`."""
+    return any(member.node_id in view.suspects for member in current.members)
 
 
 def _start(view: View, able: list[Live], settings: Settings, now_s: float, coordinator: str) -> Decision:
@@ -169,6 +172,28 @@ def _replace(
     return _form(view, members, "drained" if drained else "lost", what, coordinator)
 
 
+def _grow(
+    view: View,
+    staying: list[Member],
+    joiners: list[Live],
+    room: int,
+    settings: Settings,
+    now_s: float,
+    coordinator: str,
+) -> Decision:
+    if settings.grow == "now":
+        until_s = max(live.joined_s for live in joiners) + settings.grow_window_s
+        if now_s < until_s and len(joiners) < room:
+            return Wait(until_s)
+    else:
+        saved_s = view.saved_s if view.saved_s is not None and settings.grow == "next-save" else float("-inf")
+        joiners = [live for live in joiners if live.joined_s <= saved_s]
+        if not joiners:
+            return Wait()
+    new = _members(joiners[:room])
+    return _form(view, staying + new, "joined", f"{_names(new)} joined", coordinator)
+
+
 def _blame(
     view: View,
     staying: list[Member],
@@ -187,7 +212,7 @@ def _blame(
     # Where an agent has closed its connection, or all failures only tell of a peer that went away, a node is probably
     # on its way out: its lease tells within this time.
     peers_only = all(failure.peer_loss for failure in causes)
-    suspected = any(member.node_id in view.suspects for member in view.round.members)
+    suspected = _suspected(view.round, view)
     until_s = first_s + (settings.silent_s if peers_only or suspected else settings.blame_window_s)
     # Whoever has reported is alive: where all have, no loss can turn up any more.
     heard = {report.node_id for report, _ in failed}

@@ -11,12 +11,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from spotrun.errors import UsageError
 
 LEASE_TTL_MIN_S, LEASE_TTL_MAX_S = 1.0, 300.0  # etcd raises what is below about 2 s; more than 300 s is a typing error
 JOIN_WINDOW_MAX_S = 3600.0  # nobody wants to wait longer for one more node; more is a typing error
 WARM_MODES = ("auto", "off")
+Grow: TypeAlias = Literal["now", "next-save", "never"]
+GROW_WORDS: tuple[Grow, ...] = get_args(Grow)
 HANG_MIN_S, HANG_MAX_S = 2.0, 86_400.0  # nodes hear of each other's progress once a second; a day is a typing error
 PASSWORD_ENV = "SPOTRUN_ETCD_PASSWORD"
 
@@ -135,6 +138,20 @@ def parse_on_loss(value: str) -> float:
         return float(seconds)
     raise UsageError(
         f"--on-loss={value} is not known: give shrink, wait, or wait:S for at most S seconds, such as wait:60."
+    )
+
+
+def parse_grow(value: str) -> tuple[Grow, float | None]:
+    """When newcomers are taken into a running job, and for how long they are gathered, where that was said."""
+    for known in GROW_WORDS:
+        if value == known:
+            return known, None
+    word, _, seconds = value.partition(":")
+    if word == "now" and _is_number(seconds):
+        return "now", float(seconds)
+    raise UsageError(
+        f"--grow={value} is not known: give now, now:S to gather newcomers until none has come for S seconds, "
+        "next-save, or never."
     )
 
 

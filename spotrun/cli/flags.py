@@ -60,6 +60,8 @@ OWN = (
         (
             _own("--on-loss", "WHAT", "shrink", "After a node is lost: shrink (go on with fewer nodes at once), or "
                  "wait[:S] (for a replacement, at most S seconds).", "on_loss"),
+            _own("--grow", "WHEN", "now", "When newcomers are taken into a running job: now[:S] (once none came for "
+                 "S seconds, default 1), next-save (after the next checkpoint), or never.", "grow"),
             _own("--lease-ttl", "S", "4", "A node that is silent this long counts as lost; 1 to 300 seconds.",
                  "lease_ttl"),
             _own("--join-window", "S", "2", "The first start waits this long for one more node, up to the maximum.",

@@ -142,6 +142,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         ("lease_ttl", values.parse_lease_ttl),
         ("join_window", values.parse_join_window),
         ("on_loss", values.parse_on_loss),
+        ("grow", values.parse_grow),
         ("node_id", check_node_id),
     )
     for key, check in checks:

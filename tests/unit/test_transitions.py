@@ -142,6 +142,27 @@ def test_joiners_that_fill_the_job_are_not_kept_waiting() -> None:
     assert names(formed(view, 50.0)) == ["a", "b"]
 
 
+GROWING = View(job(1, 4), (live("a"), live("b", 50.0), live("c", 60.0)), a_round("a"))
+
+
+def test_with_grow_next_save_newcomers_wait_for_a_checkpoint_after_their_coming() -> None:
+    settings = dataclasses.replace(SETTINGS, grow="next-save")
+    assert waits(GROWING, 1e6, settings) == Wait()
+    assert waits(dataclasses.replace(GROWING, saved_s=49.0), 1e6, settings) == Wait(), (
+        "it was recorded before they came"
+    )
+    current = formed(dataclasses.replace(GROWING, saved_s=55.0), 55.0, settings)
+    assert (names(current), current.kind) == (["a", "b"], "joined")
+    assert names(formed(dataclasses.replace(GROWING, saved_s=65.0), 65.0, settings)) == ["a", "b", "c"]
+
+
+def test_with_grow_never_newcomers_come_in_with_a_round_that_is_formed_anyway() -> None:
+    settings = dataclasses.replace(SETTINGS, grow="never")
+    assert waits(dataclasses.replace(GROWING, saved_s=70.0), 1e6, settings) == Wait()
+    lost = dataclasses.replace(GROWING, round=a_round("a", "x"), lost_s=70.0)
+    assert names(formed(lost, 71.0, settings)) == ["a", "b", "c"]
+
+
 def test_a_failed_worker_is_charged_once_after_the_blame_window() -> None:
     reports = ((report("b", "failed", failure(1)), 10.0), (report("a", "failed", failure(0, peer_loss=True)), 10.1))
     members = live("a"), live("b"), live("c")
@@ -225,6 +246,13 @@ def test_a_node_that_asks_for_a_new_round_gets_one_uncharged() -> None:
     view = View(job(), (live("a"), live("b")), a_round("a", "b"), ((report("b", "rejoin"), 10.0),))
     current = formed(view, 10.05)
     assert (current.kind, current.restarts) == ("rejoined", 0)
+
+
+def test_a_node_that_asks_for_a_new_round_waits_for_the_lease_of_one_that_is_suspected() -> None:
+    view = View(
+        job(), (live("a"), live("b")), a_round("a", "b"), ((report("b", "rejoin"), 10.0),), suspects=frozenset("a")
+    )
+    assert waits(view, 11.0).until_s == 16.0
 
 
 def hung(name: str, rank: int, *, waits: bool) -> Report:
