@@ -1,0 +1,78 @@
+"""What the commands that look at or change a running job share: its options, and a client of its etcd."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spotrun.config import check_tls, parse_endpoints, read_password
+from spotrun.errors import UsageError
+from spotrun.rendezvous.etcd import EtcdClient, EtcdConfig
+from spotrun.rendezvous.keys import Keys, check_run_id
+
+_OPTIONS = (
+    click.option("--rdzv-endpoint", required=True, envvar="PET_RDZV_ENDPOINT", help="The etcd of the job."),
+    click.option("--rdzv-id", required=True, envvar="PET_RDZV_ID", help="The job."),
+    click.option("--etcd-cacert", type=Path, envvar="SPOTRUN_ETCD_CACERT", help="CA certificate of etcd."),
+    click.option("--etcd-cert", type=Path, envvar="SPOTRUN_ETCD_CERT", help="Client certificate."),
+    click.option("--etcd-key", type=Path, envvar="SPOTRUN_ETCD_KEY", help="Its key."),
+    click.option("--etcd-user", envvar="SPOTRUN_ETCD_USER", help="User of etcd."),
+    click.option(
+        "--etcd-password-file", type=Path, envvar="SPOTRUN_ETCD_PASSWORD_FILE", help="File with the password."
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """Where a job is, from the command line."""
+
+    keys: Keys
+    config: EtcdConfig
+
+    @contextmanager
+    def client(self) -> Iterator[EtcdClient]:
+        """Raises EtcdError where etcd cannot be used."""
+        with EtcdClient(self.config) as client:
+            client.check()
+            yield client
+
+
+def of_running_job(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a click command the options above, and a RunningJob for its first argument."""
+
+    @functools.wraps(command)
+    def call(
+        rdzv_endpoint: str,
+        rdzv_id: str,
+        etcd_cacert: Path | None,
+        etcd_cert: Path | None,
+        etcd_key: Path | None,
+        etcd_user: str | None,
+        etcd_password_file: Path | None,
+        **arguments: Any,
+    ) -> Any:
+        check_tls(etcd_cacert, etcd_cert, etcd_key)
+        password = read_password(etcd_password_file) if etcd_user else None
+        config = EtcdConfig(parse_endpoints(rdzv_endpoint), etcd_cacert, etcd_cert, etcd_key, etcd_user, password)
+        return command(RunningJob(Keys(check_run_id(rdzv_id)), config), **arguments)
+
+    for option in reversed(_OPTIONS):
+        call = option(call)
+    return call
+
+
+def find_name(names: list[str], wanted: str, what: str) -> str:
+    """The one of `names` that is `wanted` or begins with it; raises UsageError, which says of `what` they are."""
+    fitting = [wanted] if wanted in names else [name for name in names if name.startswith(wanted)]
+    if len(fitting) == 1:
+        return fitting[0]
+    there = ", ".join(names[:16]) or "none"
+    why = "fits several nodes" if fitting else "is not"
+    raise UsageError(f"{wanted!r} {why} in {what}: {there}.")
