@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Iterable
 
@@ -10,16 +9,10 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from spotrun.errors import SpotrunError
 from spotrun.last_words import MARK
+from spotrun.peer_loss import tells_of_peer_loss
 from spotrun.rendezvous.state import Failure
 
 MAX_MESSAGE = 4000
-# What gloo, NCCL, the TCPStore and the kernel say when it is another rank that went away.
-_PEER_LOSS = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|closed by peer|remote process (has )?exited|"
-    r"connectfullmesh failed|nccl communicator was aborted|unhandled system error|timed out waiting|"
-    r"socket timeout|heartbeat.*(monitor|timeout)|failed to (recv|send)|wait timeout|\bNCCL error: remote",
-    re.IGNORECASE,
-)
 
 
 def record(rank: int, failure: ProcessFailure, address: str) -> Failure:
@@ -40,7 +33,7 @@ def record(rank: int, failure: ProcessFailure, address: str) -> Failure:
         exit_code=failure.exitcode,
         message=(message + ("\n" + trace if trace else ""))[-MAX_MESSAGE:],
         address=address,
-        peer_loss=bool(_PEER_LOSS.search(message)),
+        peer_loss=tells_of_peer_loss(message),
         error_file=failure.error_file[-MAX_MESSAGE:],
         said=isinstance(said, dict),
         final=isinstance(said, dict) and not said.get("retry"),

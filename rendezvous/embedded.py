@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from spotrun.errors import EtcdUnavailable, UsageError
 
 START_S = 20.0  # a cold disk; usually 0.5 s
@@ -177,7 +179,9 @@ class EmbeddedEtcd:
         return [*command, *self._extra_args]
 
     def _serves(self) -> bool:
-        """Whether a read goes through, as etcd's own /health tells."""
+        """Whether a read goes through, as etcd's own /health tells, and this process answers rather than another."""
+        if not self._listens():
+            return False
         link = http.client.HTTPConnection(self.host, self.port, timeout=1.0)
         try:
             link.request("GET", "/health")
@@ -186,6 +190,13 @@ class EmbeddedEtcd:
             return False
         finally:
             link.close()
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        with contextlib.suppress(psutil.Error):
+            sockets = psutil.Process(self._process.pid).net_connections("tcp")
+            return any(item.status == psutil.CONN_LISTEN and item.laddr.port == self.port for item in sockets)
+        return False
 
 
 def _spawn(command: list[str], log_file: Path) -> tuple[subprocess.Popen[bytes], threading.Thread]:

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import logging
 import os
-import re
 import socket
 import sys
 import threading
@@ -19,14 +18,10 @@ from spotrun.api import Job, Options, RoundOver
 from spotrun.interrupt import EXIT_CODE, Interrupt
 from spotrun.last_words import speak_plainly
 from spotrun.link import Link, Place
+from spotrun.peer_loss import tells_of_peer_loss
 
 STORE_S = 2.0  # one try to reach the store of a round
 VERDICT_S = 15.0  # after a collective failed: by then a lost node's lease has told, and a newer round is known
-_PEER_LOSS = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|closed by peer|remote process|connectfullmesh|nccl|"
-    r"socket|timed? ?out|failed to (recv|send)|aborted|process group",
-    re.IGNORECASE,
-)
 
 
 def run(train: Callable[[Job], None], **options: Any) -> None:
@@ -197,7 +192,7 @@ def is_peer_loss(error: BaseException) -> bool:
 
     if isinstance(error, dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and _PEER_LOSS.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and tells_of_peer_loss(str(error))
 
 
 def _forget_frames(error: BaseException | None) -> None:

@@ -39,8 +39,13 @@ class Member:
 
     @property
     def endpoints(self) -> str:
-        """What --rdzv-endpoint takes: every member of the cluster, by the client port of this one."""
-        hosts = re.findall(r"=https?://(\[[^\]]+\]|[^:/,]+)", self.cluster) or [self.url_host]
+        """What --rdzv-endpoint takes: every member of the cluster, by the client port of this one.
+
+        Members that share a host have ports of their own that only they know: then it is this member alone.
+        """
+        hosts = re.findall(r"=https?://(\[[^\]]+\]|[^:/,]+)", self.cluster)
+        if len(set(hosts)) < max(2, len(hosts)):
+            hosts = [self.url_host]
         return ",".join(f"{host}:{self.port}" for host in hosts)
 
     def arguments(self) -> list[str]:

@@ -94,6 +94,11 @@ def test_a_taken_port_is_named() -> None:
             EmbeddedEtcd(port=port).start()
 
 
+def test_a_port_that_another_etcd_has_is_taken_although_somebody_serves_there() -> None:
+    with EmbeddedEtcd() as other, pytest.raises(UsageError, match=f"Port {other.port} of 127.0.0.1 is taken"):
+        EmbeddedEtcd(port=other.port).start()
+
+
 def test_a_free_port_that_is_taken_meanwhile_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = [taken.getsockname()[1], unused_port()]

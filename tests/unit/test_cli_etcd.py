@@ -26,6 +26,8 @@ def test_a_lone_member_is_its_own_cluster(tmp_path: Path) -> None:
 
 def test_the_nodes_are_told_of_every_member(tmp_path: Path) -> None:
     assert member(tmp_path, cluster=CLUSTER).endpoints == "host-a:23790,[fd00::b]:23790,host-c:23790"
+    one_host = "a=http://host-a:2380,b=http://host-a:12380"
+    assert member(tmp_path, cluster=one_host).endpoints == "host-a:23790"
     assert f"--initial-cluster={CLUSTER}" in member(tmp_path, cluster=CLUSTER).arguments()
 
 

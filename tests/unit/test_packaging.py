@@ -22,7 +22,7 @@ print(getattr(build_meta, "build_" + sys.argv[2])(sys.argv[3]))
 """
 MODULES = (
     "spotrun",
-    "spotrun.cli.launch",
+    "spotrun.cli.help",
     "spotrun.launcher",
     "spotrun.rendezvous.transitions",
     "spotrun.benchmarks.compare",
