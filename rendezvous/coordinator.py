@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from spotrun import events
@@ -19,8 +20,8 @@ from spotrun.rendezvous.etcd import Compare, EtcdClient, Op, Watch, WatchEvent
 from spotrun.rendezvous.keys import Keys
 from spotrun.rendezvous.liveness import Liveness, State, Target
 from spotrun.rendezvous.settings import Settings
-from spotrun.rendezvous.state import Drain, Job, Node, Report, Round, decode, encode
-from spotrun.rendezvous.transitions import End, Form, Live, View, decide
+from spotrun.rendezvous.state import Drain, Job, Node, Quarantine, Report, Round, decode, encode
+from spotrun.rendezvous.transitions import Bar, End, Form, Live, View, decide
 
 logger = logging.getLogger("spotrun")
 
@@ -70,6 +71,8 @@ class Coordinator:
         self._suspects: set[str] = set()
         self._dead: dict[str, str] = {}
         self._saved_s: float | None = None
+        self._faults: dict[str, set[str]] = {}  # keys, by node
+        self._quarantined: set[str] = set()
         self._lost_s: float | None = None
         self._formed_for_loss_s: tuple[float, ...] = ()
         self._why = ""
@@ -103,6 +106,7 @@ class Coordinator:
         if self._stale:
             self._read()
         self._bury()
+        self._put_out()
         self._take_back()
         if self._ended:
             return None
@@ -115,15 +119,20 @@ class Coordinator:
             frozenset(self._suspects),
             self._saved_s,
             self._lost_s,
+            {name: len(faults) for name, faults in self._faults.items()},
+            frozenset(self._quarantined),
             self._formed_for_loss_s,
         )
         decision = decide(view, self._settings, now_s, self._me)
         if isinstance(decision, Form):
-            self._write(Op.put(self._keys.round, encode(decision.round)), decision.round)
+            self._write([*self._ops_of(decision)], decision.round)
+            return now_s
+        if isinstance(decision, Bar):
+            self._bar(decision.quarantine)
             return now_s
         if isinstance(decision, End):
             outcome = dataclasses.replace(decision.outcome, node_id=decision.outcome.node_id or self._node_id)
-            self._write(Op.put(self._keys.outcome, encode(outcome)), None)
+            self._write([Op.put(self._keys.outcome, encode(outcome))], None)
             return now_s if self._stale else None
         self._say(decision.why, now_s)
         return min(
@@ -141,26 +150,31 @@ class Coordinator:
                 Op.get_prefix(self._keys.nodes),
                 Op.get_prefix(self._keys.reports),
                 Op.get_prefix(self._keys.drains),
+                Op.get_prefix(self._keys.faults),
+                Op.get_prefix(self._keys.quarantine),
                 Op.get(self._keys.round),
                 Op.get(self._keys.outcome),
             ],
         )
-        nodes, reports, drains, current, outcome = found.responses
+        nodes, reports, drains, faults, quarantine, current, outcome = found.responses
         self._round, self._round_revision = None, 0
         self._reports, self._draining, self._suspects, self._dead = {}, {}, set(), {}
-        self._withdrawn = set()
+        self._withdrawn, self._faults, self._quarantined = set(), {}, set()
         self._ended = bool(outcome)
         self._stale = False
         self._lost_s = now_s  # whoever went while nobody was looking counts from now
         if self._ended:
             return
-        for kv in (*current, *sorted(nodes, key=lambda kv: kv.create_revision), *reports, *drains):
+        in_line = sorted(nodes, key=lambda kv: kv.create_revision)
+        for kv in (*current, *in_line, *reports, *drains, *faults, *quarantine):
             self._take(kv.key, kv.value, kv.mod_revision, kv.lease, now_s)
         generation = self._generation
         for key, prefix in (
             (self._keys.nodes, True),
             (self._keys.reports, True),
             (self._keys.drains, True),
+            (self._keys.faults, True),
+            (self._keys.quarantine, True),
             (self._keys.latest_checkpoint, False),
         ):
             self._watches.append(
@@ -192,12 +206,20 @@ class Coordinator:
             self._reports.pop(name, None)
         elif event.key.startswith(self._keys.drains) and name in self._draining:
             self._withdrawn.add(name)
+        elif event.key.startswith(self._keys.faults):
+            self._faults.get(self._keys.node_at_fault(event.key), set()).discard(event.key)
+        elif event.key.startswith(self._keys.quarantine):
+            self._quarantined.discard(name)
 
     def _take(self, key: str, value: bytes, modified: int, lease: int, now_s: float) -> None:
         name = Keys.name(key)
         try:
             if key == self._keys.latest_checkpoint:
                 self._saved_s = now_s
+            elif key.startswith(self._keys.faults):
+                self._faults.setdefault(self._keys.node_at_fault(key), set()).add(key)
+            elif key.startswith(self._keys.quarantine):
+                self._quarantined.add(name)
             elif key == self._keys.round:
                 self._round, self._round_revision = decode(Round, value), modified
             elif key.startswith(self._keys.nodes):
@@ -248,13 +270,21 @@ class Coordinator:
             known = self._nodes.get(name)
             if known is not None:
                 events.emit("agent_dead", f"the agent of {name} is gone", target=name)
-                try:
-                    self._client.revoke(known.lease)
-                except EtcdUnavailable:
-                    raise
-                except EtcdError:
-                    pass  # already gone: the watch tells
+                self._revoke(known.lease)
             del self._dead[name]
+
+    def _put_out(self) -> None:
+        """Take the lease of nodes that are kept out: each hears of it, tries to join anew, and is refused."""
+        for name in self._quarantined & self._nodes.keys():
+            self._revoke(self._nodes[name].lease)
+
+    def _revoke(self, lease: int) -> None:
+        try:
+            self._client.revoke(lease)
+        except EtcdUnavailable:
+            raise
+        except EtcdError:
+            pass  # already gone: the watch tells
 
     def _take_back(self) -> None:
         """Drains that were deleted: withdrawn, or gone with their node, of which another watch may tell later."""
@@ -265,15 +295,32 @@ class Coordinator:
                 self._draining.pop(name, None)
             self._withdrawn.discard(name)
 
-    def _write(self, op: Op, formed: Round | None) -> None:
+    def _bar(self, quarantine: Quarantine) -> None:
+        mine = Compare.created(self._keys.node(self._node_id), self._create_revision)
+        op = Op.put(self._keys.quarantined(quarantine.node_id), encode(quarantine))
+        if self._client.txn([mine], [op]).succeeded:
+            self._quarantined.add(quarantine.node_id)
+            text = f"{quarantine.node_id} is kept out: {quarantine.reason}; `spotrun readmit` lets it in again"
+            events.emit("quarantined", text, level=logging.WARNING, target=quarantine.node_id, reason=quarantine.reason)
+        else:
+            self._stale = True
+
+    def _ops_of(self, decision: Form) -> Iterator[Op]:
+        yield Op.put(self._keys.round, encode(decision.round))
+        yield Op.delete_prefix(self._keys.reports)
+        if self._settings.quarantine_after:
+            for name in decision.at_fault:
+                lease = self._client.grant(math.ceil(self._settings.quarantine_within_s))
+                yield Op.put(f"{self._keys.faults_of(name)}{decision.round.number}", decision.round.reason, lease)
+
+    def _write(self, ops: Sequence[Op], formed: Round | None) -> None:
         compare = [
             Compare.created(self._keys.node(self._node_id), self._create_revision),
             Compare.modified(self._keys.round, self._round_revision),  # 0: there is none
             Compare.absent(self._keys.outcome),
         ]
         self._stale = True  # until the answer is known; an unanswered Txn may have been carried out
-        extra = [Op.delete_prefix(self._keys.reports)] if formed else []
-        result = self._client.txn(compare, [op, *extra])
+        result = self._client.txn(compare, ops)
         if not result.succeeded:
             return
         self._stale = False

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.distributed.elastic.rendezvous.api import RendezvousParameters
 
-from spotrun.config import parse_endpoints, parse_grow, parse_on_loss, read_password
+from spotrun.config import parse_endpoints, parse_grow, parse_on_loss, parse_quarantine, read_password
 from spotrun.errors import UsageError
 from spotrun.rendezvous.etcd import EtcdClient, EtcdConfig
 from spotrun.rendezvous.handler import EtcdRendezvousHandler, StoreHost
@@ -35,11 +35,15 @@ def create_handler(
     """
     run_id = check_run_id(parameters.run_id)
     grow, grow_window_s = parse_grow(str(parameters.get("grow", "now")))
+    quarantine = parameters.get("quarantine")
+    quarantine_after, quarantine_within_s = parse_quarantine(str(quarantine)) if quarantine else (0, 0.0)
     settings = Settings(
         lease_ttl_s=_number(parameters, "lease_ttl", LEASE_TTL_S),
         join_window_s=_number(parameters, "join_window", JOIN_WINDOW_S),
         grow=grow,
         grow_window_s=GROW_WINDOW_S if grow_window_s is None else grow_window_s,
+        quarantine_after=quarantine_after,
+        quarantine_within_s=quarantine_within_s,
         replace_wait_s=parse_on_loss(str(parameters.get("on_loss", "shrink"))),
     )
     etcd = EtcdConfig(

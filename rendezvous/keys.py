@@ -77,6 +77,15 @@ class Keys:
         return self.root + "progress/"
 
     @property
+    def faults(self) -> str:
+        """Each fault of each node, under a lease that ends when it no longer counts: faults/<node>/<round>."""
+        return self.root + "faults/"
+
+    @property
+    def quarantine(self) -> str:
+        return self.root + "quarantine/"
+
+    @property
     def latest_checkpoint(self) -> str:
         return self.root + "checkpoints/latest"
 
@@ -92,7 +101,17 @@ class Keys:
     def drain(self, node_id: str) -> str:
         return self.drains + node_id
 
+    def faults_of(self, node_id: str) -> str:
+        return self.faults + node_id + "/"
+
+    def node_at_fault(self, key: str) -> str:
+        """The node id in a key under faults/."""
+        return key[len(self.faults) :].partition("/")[0]
+
+    def quarantined(self, node_id: str) -> str:
+        return self.quarantine + node_id
+
     @staticmethod
     def name(key: str) -> str:
-        """The last part of a key: the node id under nodes/, reports/, drains/ and progress/."""
+        """The last part of a key: the node id under nodes/, reports/, drains/, quarantine/ and progress/."""
         return key.rpartition("/")[2]

@@ -26,7 +26,7 @@ from spotrun.rendezvous.liveness import Liveness, State, Target
 from spotrun.rendezvous.reactor import Reactor
 from spotrun.rendezvous.session import Session
 from spotrun.rendezvous.settings import Settings
-from spotrun.rendezvous.state import Drain, Job, Node, Outcome, Progress, Report, Round, decode, encode
+from spotrun.rendezvous.state import Drain, Job, Node, Outcome, Progress, Quarantine, Report, Round, decode, encode
 
 logger = logging.getLogger("spotrun")
 
@@ -240,23 +240,35 @@ class Membership:
             )
         key, value, lease = self.keys.node(self._node.node_id), encode(self._node), self._session.lease_id
         result = self.client.txn(
-            [Compare.absent(key), Compare.absent(self.keys.outcome), Compare.value(self.keys.job, self._job_value)],
+            [
+                Compare.absent(key),
+                Compare.absent(self.keys.outcome),
+                Compare.absent(self.keys.quarantined(self._node.node_id)),
+                Compare.value(self.keys.job, self._job_value),
+            ],
             [
                 Op.get(self.keys.last),
                 Op.put(key, value, lease),
                 Op.put(self.keys.last, value, lease),
                 *self._all_that_concerns(),
             ],
-            [Op.get(self.keys.job), Op.get(key), Op.get(self.keys.outcome)],
+            [
+                Op.get(self.keys.job),
+                Op.get(key),
+                Op.get(self.keys.outcome),
+                Op.get(self.keys.quarantined(self._node.node_id)),
+            ],
         )
         if result.succeeded:
             last, _, _, *rest = result.responses
             self._create_revision = result.revision
             before = self._last_joined(last) or self._find_predecessor()
         else:
-            job, there, outcome = result.responses
+            job, there, outcome, kept_out = result.responses
             if outcome:
                 self._refuse_ended(decode(Outcome, outcome[0].value))
+            if kept_out:
+                self._refuse_kept_out(decode(Quarantine, kept_out[0].value))
             if not job or job[0].value != self._job_value:
                 self._agree(job[0] if job else None)
                 return now_s
@@ -307,6 +319,12 @@ class Membership:
         raise JobRefused(
             f"The job {self.keys.run_id!r} has already ended ({outcome.state}: {outcome.reason}): give another "
             "--rdzv-id, or --fresh to use this one again."
+        )
+
+    def _refuse_kept_out(self, quarantine: Quarantine) -> None:
+        raise JobRefused(
+            f"The node {quarantine.node_id!r} is kept out of the job {self.keys.run_id!r} ({quarantine.reason}): "
+            f"mend it, then run `spotrun readmit {quarantine.node_id}` and start it again."
         )
 
     def _name_taken(self, now_s: float, there: KeyValue | None) -> float:

@@ -27,6 +27,8 @@ class Settings:
     blame_window_s: float = BLAME_WINDOW_S
     hang_window_s: float = HANG_WINDOW_S
     grow: Grow = "now"  # --grow: whether a round is formed for joiners
+    quarantine_after: int = 0  # --quarantine: a node with so many faults is kept out; 0: none is
+    quarantine_within_s: float = 0.0  # a fault counts for so long
     replace_wait_s: float = 0.0  # --on-loss=wait: how long a lost node may be replaced before the job goes on smaller
 
     @property

@@ -131,6 +131,14 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantine:
+    """A node that is kept out until somebody says otherwise."""
+
+    node_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a node's workers have come in a round. Steps count from the beginning of the training."""
 

@@ -11,6 +11,7 @@ The rules (the reason of each stands at its branch):
 5. Workers hang: as if one had failed, once all nodes have said where theirs stand, or the hang window is over.
 6. Joiners while training runs are gathered for the grow window, up to max; more than max wait as spares. By --grow they
    wait for the next checkpoint instead, or for a round that is formed for another reason.
+7. A node that has failed or was lost too often (--quarantine) is kept out; its going is then rule 3.
 
 Survivors keep their rank order and newcomers follow in the order of their arrival. Times are seconds on the
 coordinator's own monotonic clock.
@@ -18,12 +19,13 @@ coordinator's own monotonic clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from spotrun.rendezvous.hangs import behind, explain
 from spotrun.rendezvous.settings import STORM_S, STORM_WINDOW_S, Settings
-from spotrun.rendezvous.state import Failure, Job, Member, Node, Outcome, Report, Round
+from spotrun.rendezvous.state import Failure, Job, Member, Node, Outcome, Quarantine, Report, Round
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +52,24 @@ class View:
     suspects: frozenset[str] = frozenset()  # node ids whose agent closed its connection, not confirmed either way
     saved_s: float | None = None  # when a checkpoint was last seen to be recorded
     lost_s: float | None = None  # when a member was last seen to go
+    faults: Mapping[str, int] = field(default_factory=dict)  # those that still count, by node id
+    quarantined: frozenset[str] = frozenset()  # node ids
     formed_for_loss_s: tuple[float, ...] = ()  # when this coordinator formed rounds for losses
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Write this round (its `formed_by` is the writer's to fill)."""
+    """Write this round, and a fault of each node in `at_fault`."""
 
     round: Round
+    at_fault: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Keep this node out from now on."""
+
+    quarantine: Quarantine
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +85,17 @@ class Wait:
     why: str = ""
 
 
-Decision: TypeAlias = Form | End | Wait
+Decision: TypeAlias = Form | Bar | End | Wait
 
 
 def decide(view: View, settings: Settings, now_s: float, coordinator: str) -> Decision:
     """The next step of the job; `coordinator` is the incarnation of the one that asks."""
-    able = [live for live in view.live if live.node.node_id not in view.draining]
+    for live in view.live:
+        node_id = live.node.node_id
+        if _too_many(view.faults.get(node_id, 0), settings) and node_id not in view.quarantined:
+            within = f"{view.faults[node_id]} failures within {settings.quarantine_within_s:g} s"
+            return Bar(Quarantine(node_id, f"{within}, the last before round {view.round.number if view.round else 1}"))
+    able = [live for live in view.live if live.node.node_id not in view.draining | view.quarantined]
     if view.round is None:
         return _start(view, able, settings, now_s, coordinator)
     current = view.round
@@ -130,6 +147,10 @@ def root_cause(reports: list[Report]) -> tuple[Failure, ...]:
     return tuple(sorted(failures, key=lambda failure: (not failure.final, failure.peer_loss)))
 
 
+def _too_many(faults: int, settings: Settings) -> bool:
+    return 0 < settings.quarantine_after <= faults
+
+
 def _suspected(current: Round, view: View) -> bool:
     """Whether a member is perhaps on its way out: its lease tells within `silent_s`."""
     return any(member.node_id in view.suspects for member in current.members)
@@ -163,13 +184,17 @@ def _replace(
     until_s = since_s + min(settings.loss_window_s * 2**storm, STORM_WINDOW_S)
     if now_s < until_s:
         return Wait(until_s)
-    what = f"{_names(gone)} {'left' if drained else 'lost'}"
+    put_out = {member.node_id for member in gone} <= view.quarantined
+    what = f"{_names(gone)} {'left' if drained else 'is kept out' if put_out else 'lost'}"
     if len(members) < view.job.min_nodes:
         return Wait(why=f"{what}; waiting for nodes: {len(members)} of at least {view.job.min_nodes} are here")
     until_s = since_s + settings.replace_wait_s
     if len(members) < len(view.round.members) and now_s < until_s:
         return Wait(until_s, why=f"{what}; waiting up to {until_s - now_s:.0f} s for a replacement")
-    return _form(view, members, "drained" if drained else "lost", what, coordinator)
+    if drained:
+        return _form(view, members, "drained", what, coordinator)
+    lost = {member.node_id for member in gone} - view.draining - view.quarantined
+    return _form(view, members, "lost", what, coordinator, at_fault=tuple(sorted(lost)))
 
 
 def _grow(
@@ -221,7 +246,17 @@ def _blame(
         return Wait(until_s)
     if view.round.restarts >= view.job.max_restarts:
         return _failed(causes, failed[0][0].node_id)
-    return _form(view, staying + _members(joiners), "failed", _how_failed(causes), coordinator, charged=1)
+    culprit = next((report.node_id for report, _ in failed if causes and causes[0] in report.failures), None)
+    at_fault = () if culprit is None or peers_only else (culprit,)
+    members = _fit(view, staying + _members(joiners), at_fault, settings)
+    return _form(view, members, "failed", _how_failed(causes), coordinator, charged=1, at_fault=at_fault)
+
+
+def _fit(view: View, members: list[Member], at_fault: tuple[str, ...], settings: Settings) -> list[Member]:
+    """Less those that will be kept out for this fault, unless the rest are too few to form a round."""
+    unfit = [name for name in at_fault if _too_many(view.faults.get(name, 0) + 1, settings)]
+    fit = [member for member in members if member.node_id not in unfit]
+    return fit if len(fit) >= view.job.min_nodes else members
 
 
 def _unhang(
@@ -243,7 +278,10 @@ def _unhang(
     if view.round.restarts >= view.job.max_restarts:
         failures = tuple(Failure(it.rank, 1, why, it.address, peer_loss=False) for it in behind(stalls) or stalls)
         return End(Outcome("failed", why, hung[0][0].node_id, failures[:8]))
-    return _form(view, staying + _members(joiners), "hung", why, coordinator, charged=1)
+    late = behind(stalls)
+    at_fault = tuple(sorted({report.node_id for report, _ in hung if any(stall in late for stall in report.stalls)}))
+    members = _fit(view, staying + _members(joiners), at_fault, settings)
+    return _form(view, members, "hung", why, coordinator, charged=1, at_fault=at_fault)
 
 
 def _failed(causes: tuple[Failure, ...], node_id: str) -> End:
@@ -255,7 +293,16 @@ def _how_failed(causes: tuple[Failure, ...]) -> str:
     return f"rank {cause.rank} failed on {cause.address} (exit code {cause.exit_code})"
 
 
-def _form(view: View, members: list[Member], kind: str, reason: str, coordinator: str, *, charged: int = 0) -> Decision:
+def _form(
+    view: View,
+    members: list[Member],
+    kind: str,
+    reason: str,
+    coordinator: str,
+    *,
+    charged: int = 0,
+    at_fault: tuple[str, ...] = (),
+) -> Decision:
     nodes = {live.node.node_id: live.node for live in view.live}
     host = nodes[members[0].node_id]
     last = view.round
@@ -266,7 +313,7 @@ def _form(view: View, members: list[Member], kind: str, reason: str, coordinator
     planned = last is not None and kind in Round.PLANNED
     unplanned = last.unplanned if planned and last is not None else number
     store = host.address, host.store_port
-    return Form(Round(number, tuple(members), *store, kind, reason, restarts, coordinator, unplanned))
+    return Form(Round(number, tuple(members), *store, kind, reason, restarts, coordinator, unplanned), at_fault)
 
 
 def _members(live: list[Live]) -> list[Member]:

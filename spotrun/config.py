@@ -155,6 +155,14 @@ def parse_grow(value: str) -> tuple[Grow, float | None]:
     )
 
 
+def parse_quarantine(value: str) -> tuple[int, float]:
+    """(K, T): a node that fails K times within T seconds is kept out."""
+    times, _, seconds = value.partition("/")
+    if re.fullmatch(r"[0-9]{1,3}", times) and int(times) > 0 and _is_number(seconds) and float(seconds) >= 1:
+        return int(times), float(seconds)
+    raise UsageError(f"--quarantine={value} is not known: give K/T for K failures within T seconds, such as 3/600.")
+
+
 def parse_endpoints(value: str) -> tuple[str, ...]:
     """The host:port of every etcd member named in `value`, which separates them by commas."""
     endpoints = tuple(part.strip() for part in value.split(","))

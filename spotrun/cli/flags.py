@@ -62,6 +62,8 @@ OWN = (
                  "wait[:S] (for a replacement, at most S seconds).", "on_loss"),
             _own("--grow", "WHEN", "now", "When newcomers are taken into a running job: now[:S] (once none came for "
                  "S seconds, default 1), next-save (after the next checkpoint), or never.", "grow"),
+            _own("--quarantine", "K/T", "", "Keep out a node that has failed K times within T seconds, until `spotrun "
+                 "readmit`; such as 3/600.", "quarantine"),
             _own("--lease-ttl", "S", "4", "A node that is silent this long counts as lost; 1 to 300 seconds.",
                  "lease_ttl"),
             _own("--join-window", "S", "2", "The first start waits this long for one more node, up to the maximum.",

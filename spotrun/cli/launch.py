@@ -143,6 +143,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         ("join_window", values.parse_join_window),
         ("on_loss", values.parse_on_loss),
         ("grow", values.parse_grow),
+        ("quarantine", values.parse_quarantine),
         ("node_id", check_node_id),
     )
     for key, check in checks:

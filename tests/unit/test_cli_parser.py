@@ -81,8 +81,8 @@ def test_our_flags_reach_the_rendezvous_as_its_settings(here: Path) -> None:
     (here / "password").write_text("s3cret\n")
     line = (
         "--rdzv-endpoint=h:1 --rdzv-conf=lease_ttl=9,timeout=60 --lease-ttl=5 --join-window=0 --on-loss=wait:9 "
-        "--grow=never --node-id=n1 --fresh --etcd-cacert=x.pem --etcd-cert=x.pem --etcd-key=x.pem --etcd-user=u "
-        "--etcd-password-file=password train.py"
+        "--grow=never --quarantine=3/60 --node-id=n1 --fresh --etcd-cacert=x.pem --etcd-cert=x.pem --etcd-key=x.pem "
+        "--etcd-user=u --etcd-password-file=password train.py"
     )
     settings = config_from_args(parse_args(line.split()))[0].rdzv_configs
     assert settings == {
@@ -91,6 +91,7 @@ def test_our_flags_reach_the_rendezvous_as_its_settings(here: Path) -> None:
         "join_window": "0",
         "on_loss": "wait:9",
         "grow": "never",
+        "quarantine": "3/60",
         "node_id": "n1",
         "fresh": True,
         "cacert": "x.pem",

@@ -6,7 +6,7 @@ import dataclasses
 
 from spotrun.rendezvous.settings import Settings
 from spotrun.rendezvous.state import Failure, Job, Node, Report, Round, Stall
-from spotrun.rendezvous.transitions import End, Form, Live, View, Wait, decide
+from spotrun.rendezvous.transitions import Bar, End, Form, Live, View, Wait, decide
 
 SETTINGS = Settings(lease_ttl_s=4, join_window_s=2, grow_window_s=1, loss_window_s=0.05, blame_window_s=0.3)
 
@@ -282,6 +282,46 @@ def test_a_hang_without_restarts_left_ends_the_job_and_names_the_rank_that_is_be
 def test_a_hang_that_is_a_loss_is_not_charged() -> None:
     view = View(job(), (live("b"),), a_round("a", "b"), ((hung("b", 1, waits=True), 10.0),), lost_s=10.1)
     assert formed(view, 10.2).kind == "lost"
+
+
+KEEPING_OUT = dataclasses.replace(SETTINGS, quarantine_after=3, quarantine_within_s=600.0)
+
+
+def test_a_failure_is_the_fault_of_the_node_that_it_happened_on() -> None:
+    reports = ((report("a", "failed", failure(0, peer_loss=True)), 10.0), (report("b", "failed", failure(1)), 10.1))
+    view = View(job(restarts=9), (live("a"), live("b")), a_round("a", "b"), reports)
+    decision = decide(view, KEEPING_OUT, 10.3, "me")
+    assert isinstance(decision, Form)
+    assert (decision.at_fault, names(decision.round)) == (("b",), ["a", "b"])
+
+
+def test_a_node_that_fails_once_too_often_is_not_in_the_next_round_and_then_kept_out() -> None:
+    view = View(
+        job(restarts=9), (live("a"), live("b")), a_round("a", "b"), ((report("b", "failed", failure(1)), 10.0),),
+        faults={"b": 2},
+    )  # fmt: skip
+    assert names(formed(view, 10.3, KEEPING_OUT)) == ["a"]
+    assert formed(view, 10.3, KEEPING_OUT).restarts == 1, "it was a failure all the same"
+    barred = decide(View(job(), (live("a"), live("b")), a_round("a"), faults={"b": 3}), KEEPING_OUT, 10.4, "me")
+    assert isinstance(barred, Bar)
+    assert barred.quarantine.node_id == "b"
+    assert barred.quarantine.reason == "3 failures within 600 s, the last before round 3"
+
+
+def test_a_node_that_is_kept_out_is_not_waited_for_and_no_loss() -> None:
+    view = View(job(2, 4), (live("a"),), a_round("a", "b"), faults={"b": 3}, quarantined=frozenset("b"), lost_s=1.0)
+    assert waits(view, 99.0, KEEPING_OUT).why == "b is kept out; waiting for nodes: 1 of at least 2 are here"
+    decision = decide(dataclasses.replace(view, job=job(1, 4)), KEEPING_OUT, 99.0, "me")
+    assert isinstance(decision, Form)
+    assert (decision.at_fault, decision.round.reason) == ((), "b is kept out")
+
+
+def test_a_node_that_was_lost_too_often_is_kept_out_when_it_comes_back() -> None:
+    lost = decide(View(job(), (live("a"),), a_round("a", "b"), lost_s=1.0), KEEPING_OUT, 99.0, "me")
+    assert isinstance(lost, Form) and lost.at_fault == ("b",)
+    back = View(job(), (live("a"), live("b", 99.0)), a_round("a"), faults={"b": 3})
+    assert isinstance(decide(back, KEEPING_OUT, 99.0, "me"), Bar)
+    assert isinstance(decide(back, SETTINGS, 99.0, "me"), Wait), "not unless that was asked for"
 
 
 def test_ranks_follow_from_the_record_alone() -> None:
