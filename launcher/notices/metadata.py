@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Pace:
     long_poll_s: float = 10.0  # a server holds a request for so long; a connection that died unseen costs no more
 
 
-class MetadataSource:
+class MetadataSource(ABC):
     """The base of a source that asks a cloud's metadata server; a subclass says what to ask."""
 
     name: str
@@ -53,15 +54,15 @@ class MetadataSource:
         except Unanswered:
             return False
 
-    def run(self, publish: Publish, stop: threading.Event) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def run(self, publish: Publish, stop: threading.Event) -> None: ...
 
-    def safe_to_go(self, notice: Notice) -> None:
-        """Nobody waits for it, unless a subclass says so."""
+    def safe_to_go(self, notice: Notice) -> None:  # noqa: B027  (nobody waits for it, unless a subclass says so)
+        pass
 
+    @abstractmethod
     def _answers(self, limits: Limits) -> bool:
         """Whether the server is this cloud's. May raise Unanswered."""
-        raise NotImplementedError
 
     def _limits(self, stop: threading.Event) -> Limits:
         return Limits(timeout_s=self._pace.timeout_s, stop=stop)

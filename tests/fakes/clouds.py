@@ -139,6 +139,7 @@ class AzureServer(MetadataServer):
         self.events: list[dict[str, Any]] = []
         self.incarnation = 1
         self.approved: list[str] = []
+        self.approved_s: list[float] = []  # monotonic
 
     def event(
         self,
@@ -190,5 +191,6 @@ class AzureServer(MetadataServer):
             if not {event["EventId"] for event in self.events} >= set(ids):
                 return Reply(400)
             self.approved += ids
+            self.approved_s += [time.monotonic()] * len(ids)
             self.changed.notify_all()
         return Reply(200)
