@@ -1,7 +1,7 @@
 """Whole jobs on this machine under one launcher or another, so that the same thing is measured on each.
 
-A `JobUnderTest` starts the agents of its nodes, reads what the workers of `train_steps.py` write, and ends every
-process it caused, whatever happens: all of them carry the job's folder in their environment.
+A `JobUnderTest` starts the agents of its nodes, reads what the workers of its script write, and ends every process it
+caused, whatever happens: all of them carry the job's folder in their environment.
 """
 
 from __future__ import annotations
@@ -27,13 +27,21 @@ import spotrun
 from spotrun import events
 from spotrun.rendezvous.embedded import EmbeddedEtcd
 
-SCRIPT = Path(__file__).parent / "train_steps.py"
+TRAIN_STEPS = Path(__file__).parent / "train_steps.py"
 ROOT = Path(spotrun.__file__).parent.parent  # where the workers find spotrun, too
 MARK = "SPOTRUN_BENCH_JOB"  # in the environment of every process of a job
 LOOK_S = 0.02
 STEADY_STEPS = 25  # a world counts as running when each of its ranks has made this many steps in one process group
 GONE_S = 10.0
 TUNED = "last_call_timeout=1,join_timeout=60,keep_alive_interval=1,keep_alive_max_attempt=3"
+# A store for torchrun's rendezvous on a host of its own.
+_STORE = """
+import signal, sys
+from torch.distributed import TCPStore
+store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, wait_for_workers=False)
+print("ready", flush=True)
+signal.pause()
+"""
 
 Line = dict[str, Any]
 
@@ -112,6 +120,10 @@ class JobUnderTest:
     nproc: int = 1
     step_s: float = 0.02
     save_every: int = 50
+    checkpoints: bool = False  # really saves them, in a folder that all nodes share
+    script: Path = TRAIN_STEPS
+    arguments: tuple[str, ...] | None = None  # of the script, between OUT_FILE and its kind; None: of train_steps.py
+    store_apart: bool = False  # torchrun's store is no node's, so that any node may be lost, as with etcd
     nodes: list[Node] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     last_group: int = 0  # the one that trains now, once somebody has waited for it
@@ -122,12 +134,15 @@ class JobUnderTest:
         self._out = self.dir / "steps.jsonl"
         self._out.touch()
         self._read_bytes = 0
+        self._store: subprocess.Popen[bytes] | None = None
         self._etcd = EmbeddedEtcd() if self.launcher.etcd else None
         if self._etcd is not None:
             self._etcd.start()
             self._endpoint = self._etcd.endpoint
         else:
             self._endpoint = f"127.0.0.1:{_free_port()}"
+            if self.store_apart:
+                self._start_store()
         return self
 
     def __exit__(
@@ -154,9 +169,13 @@ class JobUnderTest:
         if launcher.etcd:
             command += [f"--node-id=node{index}", f"--events={events_file}"]
         else:
-            conf = [f"is_host={'true' if index == 0 else 'false'}", launcher.rdzv_conf]
+            is_host = index == 0 and not self.store_apart
+            conf = [f"is_host={'true' if is_host else 'false'}", launcher.rdzv_conf]
             command.append(f"--rdzv-conf={','.join(filter(None, conf))}")
-        command += [str(SCRIPT), str(self._out), str(self.step_s), str(self.save_every), launcher.kind]
+        arguments = (str(self.step_s), str(self.save_every)) if self.arguments is None else self.arguments
+        command += [str(self.script), str(self._out), *arguments, launcher.kind]
+        if self.checkpoints:
+            command.append(str(self.dir / "checkpoints"))
         (self.dir / "tmp").mkdir(exist_ok=True)
         env = {
             **os.environ,
@@ -182,6 +201,19 @@ class JobUnderTest:
         node = Node(index, process, launched_s, events_file, log, slot)
         self.nodes.append(node)
         return node
+
+    def _start_store(self) -> None:
+        port = self._endpoint.rpartition(":")[2]
+        store = subprocess.Popen(
+            [sys.executable, "-c", _STORE, port],
+            env={**os.environ, MARK: str(self.dir)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+        assert store.stdout is not None
+        with store.stdout:
+            assert store.stdout.readline() == b"ready\n"
+        self._store = store
 
     def staying(self) -> list[Node]:
         return [node for node in self.nodes if not node.leaves]
@@ -216,8 +248,8 @@ class JobUnderTest:
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            for node in self.nodes:
-                node.process.poll()
+            for child in (*(node.process for node in self.nodes), *([self._store] if self._store else [])):
+                child.poll()
             if not left:
                 return
             if time.monotonic() > end_s:

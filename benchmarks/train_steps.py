@@ -1,9 +1,10 @@
 """What the jobs under test train: DDP on a tiny model, and a line of JSON for each step of each rank.
 
-    train_steps.py OUT_FILE STEP_S SAVE_EVERY plain|api
+    train_steps.py OUT_FILE STEP_S SAVE_EVERY plain|api [CHECKPOINTS]
 
-`plain` is a script as torchrun knows them. Every SAVE_EVERY steps count as checkpointed, at no cost, and it goes on
-after the last of them. `api` keeps its state through `spotrun.run` instead. Apart from the steps, each worker writes
+`plain` is a script as torchrun knows them. Every SAVE_EVERY steps it saves a checkpoint with DCP in CHECKPOINTS, and it
+goes on after the last that is whole; without CHECKPOINTS these steps count as saved, at no cost. `api` keeps its state
+through `spotrun.run` instead, which decides when to save in CHECKPOINTS. Apart from the steps, each worker writes
 when it reached its first line, had imported torch, was in its process group, and had wrapped the model; `group` is the
 same number on all ranks of one process group, and larger in a later one.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import spotrun
 
 OUT, STEP_S, SAVE_EVERY, KIND = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+CHECKPOINTS = Path(sys.argv[5]) if len(sys.argv) > 5 else None
+KEEP = 2  # checkpoints
 TAIL_BYTES = 32768  # the last step stands in the last lines
 
 
@@ -41,12 +45,34 @@ def last_step() -> int:
     return max((json.loads(line).get("step", 0) for line in lines), default=0)
 
 
+def saved_step() -> int:
+    """The step to go on after."""
+    if CHECKPOINTS is None:
+        return last_step() // SAVE_EVERY * SAVE_EVERY
+    return max((int(done.parent.name) for done in CHECKPOINTS.glob("*/.metadata")), default=0)
+
+
+def save(folder: Path, step: int, state: dict[str, Any], rank: int) -> None:
+    from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+    dcp_save({**state, "step": step}, checkpoint_id=folder / str(step))
+    if rank == 0:
+        for old in sorted(folder.iterdir(), key=lambda path: int(path.name))[:-KEEP]:
+            shutil.rmtree(old)
+
+
+def load(folder: Path, step: int, state: dict[str, Any]) -> None:
+    from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+
+    dcp_load(state, checkpoint_id=folder / str(step))
+
+
 def train(device: torch.device, job: spotrun.Job | None) -> None:
     import torch
     import torch.distributed as dist
 
     rank, world = dist.get_rank(), dist.get_world_size()
-    agreed = torch.tensor([time.monotonic_ns(), last_step() // SAVE_EVERY * SAVE_EVERY], device=device)
+    agreed = torch.tensor([time.monotonic_ns(), saved_step() if job is None else 0], device=device)
     dist.broadcast(agreed, 0)
     group, step = agreed.tolist()
     common = {"rank": rank, "world": world, "group": group}
@@ -58,6 +84,8 @@ def train(device: torch.device, job: spotrun.Job | None) -> None:
     if job is not None:
         job.track(model=model, optimizer=optimizer)
         step = job.steps
+    elif CHECKPOINTS is not None and step:
+        load(CHECKPOINTS, step, {"model": layers.state_dict()})
     tell("model", **common)
     round_number = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) if job is None else job.round
     x = torch.randn(8, 16, device=device)
@@ -73,6 +101,8 @@ def train(device: torch.device, job: spotrun.Job | None) -> None:
         tell("step", step=step, round=round_number, **common)
         if job is not None:
             job.step()
+        elif CHECKPOINTS is not None and step % SAVE_EVERY == 0:
+            save(CHECKPOINTS, step, {"model": layers.state_dict()}, rank)
 
 
 def main() -> None:
@@ -84,7 +114,7 @@ def main() -> None:
     if KIND == "api":
         import spotrun
 
-        spotrun.run(lambda job: train(job.device, job))
+        spotrun.run(lambda job: train(job.device, job), checkpoint_dir=CHECKPOINTS)
         return
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
