@@ -120,6 +120,9 @@ class Groups:
         if dist.is_initialized():
             with contextlib.suppress(RuntimeError):  # a member is gone: there is nobody to say goodbye to
                 dist.destroy_process_group()
+        # torch names a group by counting, and starts anew only when one is destroyed. One that was given up before all
+        # had met was counted: without this, the next would have another name here than on ranks that were not in it.
+        dist.distributed_c10d._world.group_count = 0
         gc.collect()  # groups live in cycles; their sockets must go before the next round
 
     def abort(self) -> None:
