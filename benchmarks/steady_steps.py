@@ -2,7 +2,8 @@
 
     steady_steps.py OUT_FILE PASSES BLOCK plain|api
 
-A step has PASSES forward passes and one backward. Rank 0 writes a line for each BLOCK of steps. `plain` is a script as
+A step has PASSES forward passes and one backward. Before each BLOCK of steps rank 0 takes a byte from the FIFO `turns`
+beside OUT_FILE, and after it writes a line. `plain` is a script as
 torchrun knows them; `api` uses `spotrun.run`.
 """
 
@@ -43,7 +44,10 @@ def train(device: torch.device, job: spotrun.Job | None) -> None:
         loss: torch.Tensor = model(x).square().mean()
         return loss
 
+    turns = os.open(OUT.parent / "turns", os.O_RDONLY) if dist.get_rank() == 0 else None
     while True:
+        if turns is not None:
+            os.read(turns, 1)
         began_s = time.monotonic()
         for _ in range(BLOCK):
             for _ in range(PASSES - 1):
@@ -56,7 +60,7 @@ def train(device: torch.device, job: spotrun.Job | None) -> None:
                 job.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        if dist.get_rank() == 0:
+        if turns is not None:
             now_s = time.monotonic()
             record = {"what": "block", "mono_s": now_s, "step_s": (now_s - began_s) / BLOCK}
             with OUT.open("ab", buffering=0) as file:

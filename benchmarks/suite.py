@@ -13,6 +13,9 @@ from spotrun.benchmarks import report
 SUITE: dict[str, tuple[str, ...]] = {
     "recovery": ("--launchers=spotrun,spotrun-api,torchrun", "--scenarios=kill,worker,term,join", "--repeat=3"),
     "rendezvous_scale": ("--repeat=1",),
+    "goodput": ("--repeat=1", "--seconds=60"),
+    "steady_state": ("--repeat=5",),
+    "sampler": ("--repeat=3", "--most=1e7"),
 }
 
 
