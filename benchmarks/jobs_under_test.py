@@ -25,6 +25,7 @@ import psutil
 
 import spotrun
 from spotrun import events
+from spotrun.launcher.notices.http import ADDRESS_ENV
 from spotrun.rendezvous.embedded import EmbeddedEtcd
 
 TRAIN_STEPS = Path(__file__).parent / "train_steps.py"
@@ -138,9 +139,9 @@ class JobUnderTest:
         self._etcd = EmbeddedEtcd() if self.launcher.etcd else None
         if self._etcd is not None:
             self._etcd.start()
-            self._endpoint = self._etcd.endpoint
+            self.endpoint = self._etcd.endpoint
         else:
-            self._endpoint = f"127.0.0.1:{_free_port()}"
+            self.endpoint = f"127.0.0.1:{_free_port()}"
             if self.store_apart:
                 self._start_store()
         return self
@@ -164,7 +165,7 @@ class JobUnderTest:
         launcher = self.launcher
         command = [
             *(sys.executable, *launcher.program, f"--nnodes={self.nnodes}", f"--nproc-per-node={self.nproc}"),
-            *(f"--rdzv-endpoint={self._endpoint}", "--rdzv-id=bench", "--max-restarts=1000", *launcher.flags),
+            *(f"--rdzv-endpoint={self.endpoint}", "--rdzv-id=bench", "--max-restarts=1000", *launcher.flags),
         ]
         if launcher.etcd:
             command += [f"--node-id=node{index}", f"--events={events_file}"]
@@ -182,6 +183,7 @@ class JobUnderTest:
             **dict(launcher.env),
             MARK: str(self.dir),
             "BENCH_NODE": str(index),
+            ADDRESS_ENV: str(self.notice_file(index)),
             "TMPDIR": str(self.dir / "tmp"),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
@@ -203,7 +205,7 @@ class JobUnderTest:
         return node
 
     def _start_store(self) -> None:
-        port = self._endpoint.rpartition(":")[2]
+        port = self.endpoint.rpartition(":")[2]
         store = subprocess.Popen(
             [sys.executable, "-c", _STORE, port],
             env={**os.environ, MARK: str(self.dir)},
@@ -214,6 +216,10 @@ class JobUnderTest:
         with store.stdout:
             assert store.stdout.readline() == b"ready\n"
         self._store = store
+
+    def notice_file(self, index: int) -> Path:
+        """Where that node says how it is told of its end, if it was started with --notice=http."""
+        return self.dir / f"node{index}.notice"
 
     def staying(self) -> list[Node]:
         return [node for node in self.nodes if not node.leaves]

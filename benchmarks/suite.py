@@ -12,6 +12,7 @@ from spotrun.benchmarks import report
 
 SUITE: dict[str, tuple[str, ...]] = {
     "recovery": ("--launchers=spotrun,spotrun-api,torchrun", "--scenarios=kill,worker,term,join", "--repeat=3"),
+    "notice": ("--repeat=5",),
     "rendezvous_scale": ("--repeat=1",),
     "goodput": ("--repeat=1", "--seconds=60"),
     "steady_state": ("--repeat=5",),

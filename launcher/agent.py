@@ -403,6 +403,7 @@ class SpotAgent(LocalElasticAgent):
             seconds_left = min(drain.seconds_left for drain in leaving.values())
             everyone = len(leaving) == len(self._round.members)
             self._link.tell({"op": "drain", "seconds_left": seconds_left, "save": everyone})
+            events.emit("workers_told", round=self._round.number, leaving=sorted(leaving), seconds_left=seconds_left)
 
     def _tell_progress(self) -> None:
         if self._round is not None:
