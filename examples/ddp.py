@@ -45,7 +45,7 @@ def train(job: spotrun.Job) -> None:
         nn.Embedding(128, 16), nn.Flatten(), nn.Linear(16 * CONTEXT, 128), nn.ReLU(), nn.Linear(128, 128)
     )
     net.to(job.device)
-    model = DistributedDataParallel(net) if job.world_size > 1 else net
+    model = DistributedDataParallel(net)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     batches = job.batches(Characters(), global_batch_size=64, seed=0, epochs=options.epochs)
     if job.track(model=model, optimizer=optimizer) and job.rank == 0:

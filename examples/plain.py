@@ -29,7 +29,7 @@ job = spotrun.init(checkpoint_dir=options.checkpoints, save_every="10steps")
 torch.manual_seed(0)
 pairs = torch.rand(640, 2) * 2 - 1
 net = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 1)).to(job.device)
-model = DistributedDataParallel(net) if job.world_size > 1 else net
+model = DistributedDataParallel(net)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 batches = job.batches(
     TensorDataset(pairs, pairs.prod(1, keepdim=True)), global_batch_size=32, seed=0, epochs=options.epochs
@@ -47,5 +47,4 @@ for pair, product in batches:
         print(f"step {job.steps:4d}  loss {loss.item():.4f}  workers {job.world_size}", flush=True)
 
 job.finish()  # saves the end, and waits for it
-if dist.is_initialized():
-    dist.destroy_process_group()
+dist.destroy_process_group()

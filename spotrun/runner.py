@@ -93,11 +93,13 @@ class Groups:
 
         with self._lock:
             self._before, self._aborted = _tcp_sockets(), False
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if not dist.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
-            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # DDP and FSDP want a group all the same
+                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
                 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
                 dist.init_process_group(backend, store=self._meet(), rank=rank, world_size=size)
             else:

@@ -89,9 +89,7 @@ class Text(Dataset[tuple[Tensor, Tensor]]):
 
 def train(job: spotrun.Job, text: Text, out: Path, steps: int, seed: int) -> None:
     torch.manual_seed(seed)
-    model: nn.Module = CharGPT().to(job.device)
-    if job.world_size > 1:
-        model = DistributedDataParallel(model)
+    model = DistributedDataParallel(CharGPT().to(job.device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95))
     batches = job.batches(text, global_batch_size=GLOBAL_BATCH, seed=seed, epochs=None)
     job.track(model=model, optimizer=optimizer)  # restores both, and the place in the data
@@ -114,10 +112,8 @@ def train(job: spotrun.Job, text: Text, out: Path, steps: int, seed: int) -> Non
 def report(job: spotrun.Job, out: Path, step: int, loss: Tensor, weight: float) -> bool:
     """Rank 0 writes the step's line, before the step counts: so no step lacks one. True on all ranks: stop here."""
     stop = loss.new_tensor(float(job.rank == 0 and (out / "stop").exists()))
-    values = torch.stack([loss * weight, stop])  # `weight` makes uneven shares of a batch count by their size
-    if job.world_size > 1:
-        values = mean_over_ranks(values)
-    mean, stopped = values.tolist()
+    # `weight` makes uneven shares of a batch count by their size
+    mean, stopped = mean_over_ranks(torch.stack([loss * weight, stop])).tolist()
     if job.rank == 0:
         line = {"step": step, "loss": mean, "world": job.world_size, "round": job.round, "mono_s": time.monotonic()}
         with (out / "metrics.jsonl").open("ab", buffering=0) as metrics:

@@ -35,7 +35,7 @@ def train(job: spotrun.Job) -> None:
     model: torch.nn.Module = torch.nn.Sequential(
         torch.nn.Linear(8, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1)
     ).double()
-    if job.world_size > 1 and KIND == "ddp":
+    if KIND == "ddp":
         model = DistributedDataParallel(model)
     if KIND == "fsdp":
         fully_shard(model)
@@ -49,8 +49,7 @@ def train(job: spotrun.Job) -> None:
         optimizer.zero_grad()
         end = float(job.rank == 0 and OUT.with_suffix(".end").exists())
         total = torch.stack([loss.detach() * batches.weight / job.world_size, torch.tensor(end)])
-        if job.world_size > 1:
-            torch.distributed.all_reduce(total)
+        torch.distributed.all_reduce(total)
         if job.rank == 0:
             line = {
                 "step": job.steps + 1,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import torch
-import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 import spotrun
@@ -17,8 +16,6 @@ def train(job: spotrun.Job) -> None:
     net = torch.nn.Linear(4, 2 if "changed" in MISTAKE else 1)
     model = torch.nn.Sequential(net, torch.nn.Tanh()) if "changed" in MISTAKE else net
     if MISTAKE == "sharded":
-        if not dist.is_initialized():
-            dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
         fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     job.track(model=model, optimizer=optimizer)
