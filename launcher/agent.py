@@ -29,7 +29,7 @@ from spotrun.launcher.decide import Action, Situation, decide
 from spotrun.launcher.environment import Place, worker_environment
 from spotrun.launcher.failures import WorkerRefused, process_failures, record
 from spotrun.launcher.hangs import HangWatch
-from spotrun.launcher.leaving import Leaving
+from spotrun.launcher.leaving import Leaving, unsaved
 from spotrun.launcher.link import Link
 from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.notices.notice import Grade, Notice
@@ -173,6 +173,7 @@ class SpotAgent(LocalElasticAgent):
         elif action is Action.ABORT:
             self._stop(signal.SIGTERM, ABORT_GRACE_S, "its round is over")
         elif action is Action.STOP:
+            self._tell_unsaved()
             grace_s = min(
                 float(self._shutdown_timeout), self._leaving.time_for_workers_s(time.monotonic(), self._drain())
             )
@@ -403,7 +404,13 @@ class SpotAgent(LocalElasticAgent):
             seconds_left = min(drain.seconds_left for drain in leaving.values())
             everyone = len(leaving) == len(self._round.members)
             self._link.tell({"op": "drain", "seconds_left": seconds_left, "save": everyone})
-            events.emit("workers_told", round=self._round.number, leaving=sorted(leaving), seconds_left=seconds_left)
+            events.emit(
+                "workers_told",
+                round=self._round.number,
+                leaving=sorted(leaving),
+                all=everyone,
+                seconds_left=seconds_left,
+            )
 
     def _tell_progress(self) -> None:
         if self._round is not None:
@@ -418,6 +425,13 @@ class SpotAgent(LocalElasticAgent):
             self._membership.drain(self._leaving.record(self._membership.standing().node_id, now_s))
         self._leaving.told = True
         self._overdue_s = now_s + self._leaving.time_for_workers_s(now_s, self._drain())
+
+    def _tell_unsaved(self) -> None:
+        """Workers are ended because this node goes: say so where spotrun does not know their state to be safe."""
+        situation = self._situation()
+        if situation.leaving and situation.workers == "running" and not situation.ready:
+            kind, why = unsaved(situation.cooperative)
+            events.emit(kind, why, level=logging.WARNING)
 
     def _finish(self) -> RunResult:
         outcome = self._membership.standing().outcome

@@ -47,6 +47,7 @@ def worker_environment(place: Place) -> dict[str, str]:
         "TORCHELASTIC_MAX_RESTARTS": str(place.max_restarts),
         "TORCHELASTIC_RUN_ID": place.run_id,
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "SPOTRUN_UNPLANNED": str(current.unplanned),
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
     }
     if "OMP_NUM_THREADS" in os.environ:

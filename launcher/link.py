@@ -18,6 +18,7 @@ and it says
     {"op": "busy", "busy": bool}                       it does something else than stepping, which may take long
     {"op": "where", "step": n, "place": text, "waits": bool}    its last step, and its main thread; see whereabouts.py
     {"op": "ready", "agreed": bool, "in_place": bool}  its process groups are gone; agreed: after the agreed step
+    {"op": "lost", "step": n, "durable_step": n, "why": text}    a noticed state is in no place that stays
     {"op": "commit", "what": "fence"|"record", "round": n, "step": n, "name": text}    around a checkpoint's publication
 """
 
@@ -38,6 +39,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spotrun import events
 from spotrun.launcher.notices.notice import bounded
 from spotrun.launcher.progress import Steps
 
@@ -170,6 +172,15 @@ class Link:
         elif op == "where":
             place = bounded(str(message["place"]))
             connection.where = Whereabouts(int(message["step"]), place, bool(message["waits"]))
+        elif op == "lost":
+            events.emit(
+                "state_lost",
+                str(message["why"]) if connection.local_rank == 0 else "",  # one line a node
+                level=logging.ERROR,
+                step=int(message["step"]),
+                durable_step=int(message["durable_step"]),
+                why=str(message["why"]),
+            )
         elif op == "commit":
             self._commit(message, lambda yes: self.tell({"op": "answer", "yes": yes}, connection))
 

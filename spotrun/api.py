@@ -28,12 +28,14 @@ from typing import TYPE_CHECKING, Any
 
 from spotrun import events, randomness
 from spotrun.audit import AuditWriter
-from spotrun.checkpoint_policy import Every, LossRate, SaveCost, parse_every, snapshot_steps
+from spotrun.checkpoint_policy import Every, parse_every, snapshot_steps
 from spotrun.consensus import Consensus
 from spotrun.data import Batches, MapDataset
 from spotrun.errors import CheckpointError, UsageError
 from spotrun.link import Link, Place
+from spotrun.parting import Choice, Parting, choose, lost
 from spotrun.progress import Teller
+from spotrun.save_history import SaveHistory
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +51,7 @@ ALONE_ENV = "SPOTRUN_ALONE"  # what `spotrun --standalone` sets for its workers
 AUDIT_ENV = "SPOTRUN_AUDIT"  # what `spotrun --audit DIR` sets for its workers
 SNAPSHOT_SAMPLES = 3
 LAST_SAVE_S = 600.0  # a save at the end of training, or where nobody would be left, may take this long
-MARGIN_S = 1.0  # of a drain's deadline, left for leaving
+MARGIN_S = 1.5  # of a drain's deadline, left for leaving; more than the agent keeps for itself
 
 
 class RoundOver(BaseException):
@@ -88,6 +90,7 @@ class Job:
         self.device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self.steps = 0  # optimizer steps committed since the training began
         self._run_id = place.run_id
+        self._unplanned = place.unplanned
         self._link = link
         self._wanted = link.wanted if link is not None else wanted if wanted is not None else set()
         self._memory = memory
@@ -102,10 +105,9 @@ class Job:
         self._saver: Saver | None = None
         self._saving: SaveHandle | None = None
         self._kept_step = 0  # of the last snapshot; equal on all ranks
-        self._saved_step = 0
-        self._durable_step = 0  # of the newest whole checkpoint that this rank knows of
+        self._saved_step = -1  # of the last save that was begun, or that was restored; equal on all ranks
         self._tried_step, self._tried_s = 0, time.monotonic()
-        self._cost, self._losses = SaveCost(), LossRate()
+        self._history = SaveHistory()
         self._step_s: float | None = None
         self._stepped_s = time.monotonic()
         self._teller = Teller(link.progress, place.round) if link is not None else None
@@ -145,7 +147,7 @@ class Job:
         self._open_storage()
         restored = self._restore()
         self._tracked.moved = False
-        self._saved_step = self._tried_step = self._kept_step = self.steps
+        self._tried_step = self._kept_step = self.steps
         return restored
 
     # -- in the loop
@@ -198,7 +200,7 @@ class Job:
                 step=self.steps,
                 samples=sum(batches.samples for batches in self._batches),
                 snapshot_step=self._kept_step,
-                commit_step=self._durable_step,
+                commit_step=self._history.durable_step,
             )
 
     @contextlib.contextmanager
@@ -217,17 +219,21 @@ class Job:
 
     def keep(self) -> None:
         """A collective failed: where no optimizer has moved since the last step, the live state is that step's."""
-        if self._tracked is not None and not self._tracked.sharded and self.steps and self._tracked.untouched:
+        if self._tracked is None:
+            return
+        if not self._tracked.sharded and self.steps and self._tracked.untouched:
             self._memory.keep(self.steps, self._tracked.state(), self._extra())
             self._memory.rng = None  # it has gone on since
+        if "durable" in self._wanted and not self._save_alone(self._left_s()):  # memory goes with the nodes
+            self._tell_lost("a node was gone before the step that all had to agree on")
 
     def finish(self) -> None:
         """`train` has returned: save the end, and wait for it."""
         if self._link is not None:
             self._link.busy(True)  # to the end: no step will come any more
-        if self._saver is not None and self.steps > self._saved_step:
-            self._save_now(LAST_SAVE_S)
         self._wait_for_save(LAST_SAVE_S)
+        if self._saver is not None and self.steps > self._saved_step and (why := self._save_now(LAST_SAVE_S)[0]):
+            self._tell_lost(why)
         self.close()
 
     def close(self) -> None:
@@ -308,7 +314,7 @@ class Job:
                 self._tracked.load(state)
                 ranks = loaded.rank_states
                 self._resume(loaded.extra, ranks[self.rank] if len(ranks) == self.world_size else None)
-                self._durable_step = self.steps
+                self._saved_step = self._history.durable_step = self.steps
             else:
                 self._tracked.forget()
         self._start_audit()
@@ -316,6 +322,8 @@ class Job:
 
     def _resume(self, extra: Mapping[str, Any], rng: Any) -> None:
         self.steps = int(extra["step"])
+        if "saves" in extra:
+            self._history.load_state_dict(extra["saves"], self._unplanned)
         self._positions = list(extra["data"])
         for batches, position in zip(self._batches, self._positions, strict=False):
             batches.load_state_dict(position)
@@ -325,7 +333,11 @@ class Job:
             randomness.seed_all(self.steps, self.rank, self.world_size)
 
     def _extra(self) -> dict[str, Any]:
-        return {"step": self.steps, "data": [batches.state_dict() for batches in self._batches]}
+        return {
+            "step": self.steps,
+            "data": [batches.state_dict() for batches in self._batches],
+            "saves": self._history.state_dict(self.round),
+        }
 
     def _start_audit(self) -> None:
         root = self._options.audit_dir or os.environ.get(AUDIT_ENV)
@@ -341,27 +353,36 @@ class Job:
     def _is_save_due_by_steps(self) -> bool:
         """All ranks count alike."""
         by_steps = self._saver is not None and self._every.unit == "steps"
-        return by_steps and self._every.due(self.steps - self._tried_step, 0.0, self._cost, self._losses)
+        history = self._history
+        return by_steps and self._every.due(self.steps - self._tried_step, 0.0, history.cost, history.losses)
 
     def _is_save_due(self, now_s: float) -> bool:
         """Clocks differ: rank 0 decides for all, by the consensus."""
-        if self.rank != 0 or self._saver is None or self._tracked is None or self._every.unit == "steps":
+        if self.rank != 0 or self._saver is None or self._tracked is None:
+            return False
+        if self._history.owed:
+            return True
+        if self._every.unit == "steps":
             return False
         self._learn_cost()
-        return self._every.due(self.steps - self._tried_step, now_s - self._tried_s, self._cost, self._losses)
+        cost, losses = self._history.cost, self._history.losses
+        return self._every.due(self.steps - self._tried_step, now_s - self._tried_s, cost, losses)
 
     def _learn_cost(self) -> None:
         handle = self._saving
         if handle is not None and handle.done():
             self._saving = None
+            history = self._history
             if handle.durable_s is not None:
-                self._cost = self._cost.measured(handle.blocked_s, handle.durable_s)
-                self._durable_step = handle.step
+                history.cost = history.cost.measured(handle.blocked_s, handle.durable_s, size_bytes=handle.staged_bytes)
+                history.durable_step = handle.step
 
     def _save(self) -> SaveHandle | None:
         self._wanted.discard("save")
         if self._saver is None or self._tracked is None:
             return None
+        self._learn_cost()
+        self._history.owed = False
         handle = self._saver.save(
             self._tracked.state(),
             step=self.steps,
@@ -387,34 +408,90 @@ class Job:
         """In steps. The first few tell what one costs; the first of all is dearer, since it imports and allocates."""
         if len(self._memory.costs_s) < SNAPSHOT_SAMPLES:
             return 1
-        return snapshot_steps(min(self._memory.costs_s), step_s, self._losses.loss_s)
+        return snapshot_steps(min(self._memory.costs_s), step_s, self._history.losses.loss_s)
 
     def _leave(self, *, durable: bool) -> None:
         """The agreed step: make the state safe and go. It is in memory on all ranks, or else saved durably."""
         if self._tracked is not None:
+            self._history.owed |= self._saving is not None and not self._saving.done()
             if not self._tracked.sharded:
                 self._snapshot()
-            if self._saver is not None and (durable or self._tracked.sharded):
-                notice_s = self.notice
-                with self.busy():
-                    self._save_now(LAST_SAVE_S if notice_s is None else max(notice_s - MARGIN_S, 0.0))
+            with self.busy():
+                self._make_safe(durable)
         raise RoundOver
 
-    def _save_now(self, within_s: float) -> None:
-        """Save this very step and wait for it; say what is lost if it cannot be."""
-        end_s = time.monotonic() + within_s
-        self._wait_for_save(within_s)
+    def _make_safe(self, all_leave: bool) -> None:
+        assert self._tracked is not None
+        replicated = not self._tracked.sharded
+        left_s, need_s, pending_s = self._consensus.worst(-self._left_s(), *self._needs_s())
+        parting = Parting(
+            replicated=replicated,
+            all_leave=all_leave,
+            storage=self._saver is not None,
+            left_s=-left_s,
+            need_s=need_s if need_s >= 0 else None,
+            pending_s=pending_s if pending_s >= 0 else None,
+        )
+        choice = choose(parting)
+        if choice is Choice.IN_MEMORY:
+            return
+        end_s = time.monotonic() + parting.left_s
+        why = "there is no checkpoint_dir, and no node is left to hold them"
+        if self._saver is not None:
+            self._wait_for_save(0.0 if choice is Choice.NOTHING else parting.left_s)
+            why = f"a save takes about {parting.need_s or 0.0:.1f} s and there were {parting.left_s:.1f} s"
+        if choice is Choice.SAVE:
+            why, orphaned = self._save_now(end_s - time.monotonic())
+            if why and (orphaned or self.rank == 0) and self._save_alone(end_s - time.monotonic()):
+                why = ""
+        if why:
+            self._tell_lost(why)
+
+    def _left_s(self) -> float:
+        """For saving, until the first of the leaving nodes has to be gone."""
+        notice_s = self.notice
+        return LAST_SAVE_S if notice_s is None else notice_s - MARGIN_S
+
+    def _needs_s(self) -> tuple[float, float]:
+        """What a save takes here, and what the one under way still takes; -1: not known, and none."""
+        self._learn_cost()
+        durable_s = self._history.cost.durable_s
+        if self._saving is None:
+            return (-1.0 if durable_s is None else durable_s), -1.0
+        return (-1.0 if durable_s is None else durable_s), max(0.0, (durable_s or 0.0) - self._saving.age_s)
+
+    def _save_now(self, within_s: float) -> tuple[str, bool]:
+        """Save this very step and wait for it: why it could not be, or "", and whether rank 0 went half-way."""
         handle = self._save()
-        if handle is None or not handle.give_up(max(0.0, end_s - time.monotonic())):
-            events.emit(
-                "state_lost",
-                f"step {self.steps} could not be saved within {within_s:.1f} s",
-                level=logging.ERROR,
-                step=self.steps,
-                round=self.round,
-            )
+        if handle is None:
+            return "an earlier save is still under way", False
+        saved = handle.give_up(max(0.0, within_s))
+        self._learn_cost()
+        return ("", False) if saved else (handle.failure, handle.orphaned)
+
+    def _save_alone(self, within_s: float) -> bool:
+        """Save what is in memory without the other ranks: some are gone, before the save of all or half-way through it.
+
+        One rank of each node that is left does it, as none can know of the others; each makes a whole checkpoint.
+        """
+        if self._storage is None or self._memory.last is None or self.local_rank != 0 or within_s <= 0 or self.sharded:
+            return False
+        from spotrun.checkpoint import Saver
+
+        state, extra = self._memory.contents()
+        saver = Saver(self._storage, run_id=self._run_id, fence=self._fence, record=self._record)
+        handle = saver.save(state, step=int(extra["step"]), round=self.round, extra=extra, rank_state=self._memory.rng)
+        return handle is not None and handle.give_up(within_s)
+
+    def _tell_lost(self, why: str) -> None:
+        said = lost(self.steps, self._history.durable_step, why)
+        if self._link is not None:
+            self._link.lost(self.steps, self._history.durable_step, said)
+        elif self.rank == 0:
+            logger.error("%s", said)
 
     def _wait_for_save(self, within_s: float) -> None:
         if self._saving is not None:
-            self._saving.give_up(within_s)
+            self._saving.give_up(max(0.0, within_s))
+            self._learn_cost()
             self._saving = None

@@ -93,11 +93,12 @@ class SaveCost:
 
     stall_s: float | None = None
     durable_s: float | None = None
+    size_bytes: int = 0  # of one rank's share of the last save
 
-    def measured(self, blocked_s: float, durable_s: float, slow_down: float = 0.0) -> SaveCost:
+    def measured(self, blocked_s: float, durable_s: float, slow_down: float = 0.0, size_bytes: int = 0) -> SaveCost:
         """One save held the loop for `blocked_s`, and slowed it by the share `slow_down` until it was durable."""
         stall_s = blocked_s + slow_down * max(durable_s - blocked_s, 0.0)
-        return SaveCost(_smooth(self.stall_s, stall_s), _smooth(self.durable_s, durable_s))
+        return SaveCost(_smooth(self.stall_s, stall_s), _smooth(self.durable_s, durable_s), size_bytes)
 
 
 def _smooth(old: float | None, new: float) -> float:

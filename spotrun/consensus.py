@@ -46,3 +46,14 @@ class Consensus:
             self._flags = torch.tensor([*(int(wish in wishes - granted) for wish in WISHES), every])
             self._work = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return granted, agreed
+
+    def worst(self, *values: float) -> list[float]:
+        """The largest of each over all ranks; waits for them. Only after "leave" was granted: no rank steps again."""
+        if self._group is None:
+            return list(values)
+        import torch
+        import torch.distributed as dist
+
+        found = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group)
+        return [float(value) for value in found]

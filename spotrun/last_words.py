@@ -30,7 +30,8 @@ def speak_plainly() -> None:
             before(kind, error, trace)
             return
         if not (_to_error_file(error) and ENVIRONMENT in os.environ):
-            sys.stderr.write(f"spotrun: {error}\n")
+            # Not by sys.stderr: torch's own hook, around this one, holds back what is written there.
+            os.write(2, f"spotrun: {error}\n".encode())
         raise SystemExit(error.exit_code)
 
     sys.excepthook = hook

@@ -36,6 +36,7 @@ class Place:
     local_world_size: int
     round: int
     run_id: str
+    unplanned: int = 0  # the newest round that began without the last step of the one before it being agreed
 
     @staticmethod
     def of(environment: Mapping[str, str]) -> Place:
@@ -46,6 +47,7 @@ class Place:
             local_world_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
             round=int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)) + 1,
             run_id=environment.get("TORCHELASTIC_RUN_ID", "none"),
+            unplanned=int(environment.get("SPOTRUN_UNPLANNED", 0)),
         )
 
 
@@ -88,6 +90,10 @@ class Link:
     def busy(self, busy: bool) -> None:
         """This worker does something else than stepping, which may take long; or no longer."""
         self._say({"op": "busy", "busy": busy})
+
+    def lost(self, step: int, durable_step: int, why: str) -> None:
+        """The state as of `step` is in no place that stays; the agent writes it down."""
+        self._say({"op": "lost", "step": step, "durable_step": durable_step, "why": why})
 
     def next_round(
         self, timeout_s: float | None = None, *, agreed: bool, in_place: bool = True

@@ -90,6 +90,7 @@ class Groups:
     def open(self) -> None:
         import torch
         import torch.distributed as dist
+        from torch._C._distributed_c10d import HashStore  # where torch's stubs declare it
 
         with self._lock:
             self._before, self._aborted = _tcp_sockets(), False
@@ -98,7 +99,7 @@ class Groups:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
             if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # DDP and FSDP want a group all the same
-                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+                dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
             elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
                 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
                 dist.init_process_group(backend, store=self._meet(), rank=rank, world_size=size)

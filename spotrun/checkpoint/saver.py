@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from typing import Any
@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import SavePlan
 from spotrun import events
 from spotrun.checkpoint.commit import Commit, Hook, Request
 from spotrun.checkpoint.manifest import Manifest
-from spotrun.checkpoint.peers import Alone, GroupPeers, Peers
+from spotrun.checkpoint.peers import Alone, GroupPeers, PeerLost, Peers
 from spotrun.checkpoint.plan import Piece, divide, fingerprint, local_plan
 from spotrun.checkpoint.pruning import prune
 from spotrun.checkpoint.staging import HostBuffer, PackedValues, Staged, room_for, stage
@@ -86,9 +86,16 @@ class SaveHandle:
             return False
         return self._future.exception() is None  # it may have ended just now
 
-    def add_done_callback(self, call: Callable[[SaveHandle], None]) -> None:
-        """`call` runs in the background thread, or at once if the save is done."""
-        self._future.add_done_callback(lambda _: call(self))
+    @property
+    def failure(self) -> str:
+        """Why there is no checkpoint; nothing where there is one, or not yet."""
+        error = self._future.exception() if self._future.done() else None
+        return str(error) if error is not None else ""
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether it failed because rank 0, which publishes, went half-way."""
+        return self._future.done() and isinstance(getattr(self._future.exception(), "__cause__", None), PeerLost)
 
     def _settle(self, outcome: Manifest | Exception) -> None:
         if self._future.done():

@@ -1,0 +1,51 @@
+"""What saving has cost and how often state was lost, carried with the state from round to round and start to start.
+
+It is JSON in every snapshot and checkpoint, so that a new round, or a job that is started again, does not begin to
+learn anew how often to save.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from spotrun.checkpoint_policy import LossRate, SaveCost
+
+
+class SaveHistory:
+    """Of one job, as one rank knows it; rank 0's decides."""
+
+    def __init__(self) -> None:
+        self.cost = SaveCost()
+        self.durable_step = 0  # of the newest whole checkpoint
+        self.owed = False  # a save was broken off by a change of the world
+        self._losses = LossRate()
+        self._since_s = time.monotonic()
+
+    @property
+    def losses(self) -> LossRate:
+        """With the time of this round."""
+        return self._losses.observed(time.monotonic() - self._since_s)
+
+    def state_dict(self, round_number: int) -> dict[str, Any]:
+        losses = self.losses
+        return {
+            "v": 1,
+            "round": round_number,
+            "losses": losses.losses,
+            "seconds": losses.seconds,
+            "stall_s": self.cost.stall_s,
+            "durable_s": self.cost.durable_s,
+            "size_bytes": self.cost.size_bytes,
+            "durable_step": self.durable_step,
+            "owed": self.owed,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], unplanned: int) -> None:
+        """`unplanned`: the newest round that began without an agreed step (0: none); a loss, if the state is older."""
+        lost = unplanned > int(state["round"])
+        self._losses = LossRate(losses=int(state["losses"]) + lost, seconds=float(state["seconds"]))
+        self._since_s = time.monotonic()
+        self.cost = SaveCost(state["stall_s"], state["durable_s"], state["size_bytes"])
+        self.durable_step, self.owed = int(state["durable_step"]), bool(state["owed"])

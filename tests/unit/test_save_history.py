@@ -1,0 +1,33 @@
+"""What is known of saves and losses goes on with the state."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from spotrun.checkpoint_policy import MAX_LOSS_S, PRIOR_LOSS_S, SaveCost
+from spotrun.save_history import SaveHistory
+
+
+def test_a_state_that_is_restored_after_a_loss_counts_it_once() -> None:
+    history = SaveHistory()
+    history.cost = SaveCost(0.5, 20.0, 1 << 30)
+    history.durable_step = 70
+    state = json.loads(json.dumps(history.state_dict(4)))
+    planned, lost = SaveHistory(), SaveHistory()
+    planned.load_state_dict(state, unplanned=3)  # round 5 began as agreed, and so did 4
+    lost.load_state_dict(state, unplanned=5)
+    assert planned.losses.losses == 0 and lost.losses.losses == 1
+    assert lost.losses.loss_s == pytest.approx(PRIOR_LOSS_S / 2, rel=0.01)
+    assert lost.cost == SaveCost(0.5, 20.0, 1 << 30) and lost.durable_step == 70
+    again = SaveHistory()
+    again.load_state_dict(lost.state_dict(5), unplanned=5)
+    assert again.losses.losses == 1
+
+
+def test_time_without_a_loss_counts_across_rounds() -> None:
+    history = SaveHistory()
+    state = {**history.state_dict(1), "seconds": 1e12}
+    history.load_state_dict(state, unplanned=0)
+    assert history.losses.loss_s == MAX_LOSS_S
