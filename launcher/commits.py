@@ -1,13 +1,12 @@
 """The word of etcd on a checkpoint: whether its round is still the present one, and the record that it is whole.
 
-A worker asks its agent before the manifest is published ("fence") and after it ("record"). While etcd is away the
-answer waits; a round that is over gets no. Each question is answered on a thread of its own: the agent's loop does not
-wait for etcd.
+A worker asks its agent before the manifest is published ("fence") and after it ("record"), and says when it deletes a
+checkpoint ("forget"). While etcd is away the answer waits; a round that is over gets no. Each question is answered on a
+thread of its own: the agent's loop does not wait for etcd.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -17,7 +16,7 @@ from typing import Any
 from spotrun.errors import BadRecord, EtcdError
 from spotrun.rendezvous.etcd import Compare, Op
 from spotrun.rendezvous.membership import Membership
-from spotrun.rendezvous.state import Round, decode
+from spotrun.rendezvous.state import Checkpoint, Round, decode, encode
 
 logger = logging.getLogger("spotrun")
 
@@ -37,7 +36,7 @@ class Commits:
                 answer(self._ask(question))
                 return
             except BadRecord as error:
-                logger.warning("the round cannot be read: %s", error)
+                logger.warning("a record in etcd cannot be read: %s", error)
                 answer(False)
                 return
             except EtcdError as error:
@@ -46,6 +45,8 @@ class Commits:
 
     def _ask(self, question: dict[str, Any]) -> bool:
         keys, client = self._membership.keys, self._membership.client
+        if question["what"] == "forget":
+            return self._forget(keys.checkpoint(int(question["step"])), str(question["name"]))
         found = client.get(keys.round)
         # A round that was left by agreement may still publish the step it was left after: no newer one has begun
         # before all of its workers have entered, and they save first.
@@ -53,8 +54,15 @@ class Commits:
             return False
         if question["what"] == "fence":
             return True
-        record = {"v": 1, **{name: question[name] for name in ("round", "step", "name")}}
-        value = json.dumps(record).encode()
+        record = Checkpoint(int(question["step"]), int(question["round"]), str(question["name"]))
+        puts = [Op.put(key, encode(record)) for key in (keys.checkpoint(record.step), keys.latest_checkpoint)]
         # The round is compared again: between the question and this write another may have been formed.
-        unchanged = Compare.modified(keys.round, found.mod_revision)
-        return client.txn([unchanged], [Op.put(keys.latest_checkpoint, value)]).succeeded
+        return client.txn([Compare.modified(keys.round, found.mod_revision)], puts).succeeded
+
+    def _forget(self, key: str, name: str) -> bool:
+        """Delete the record under `key` if it is that of `name`: a later round may have saved the same step again."""
+        client = self._membership.client
+        found = client.get(key)
+        if found is None or decode(Checkpoint, found.value).name != name:
+            return False
+        return client.txn([Compare.modified(key, found.mod_revision)], [Op.delete(key)]).succeeded

@@ -20,6 +20,7 @@ and it says
     {"op": "ready", "agreed": bool, "in_place": bool}  its process groups are gone; agreed: after the agreed step
     {"op": "lost", "step": n, "durable_step": n, "why": text}    a noticed state is in no place that stays
     {"op": "commit", "what": "fence"|"record", "round": n, "step": n, "name": text}    around a checkpoint's publication
+    {"op": "commit", "what": "forget", "step": n, "name": text}    it is deleted; there is no answer
 """
 
 from __future__ import annotations
@@ -182,7 +183,11 @@ class Link:
                 why=str(message["why"]),
             )
         elif op == "commit":
-            self._commit(message, lambda yes: self.tell({"op": "answer", "yes": yes}, connection))
+            wants_answer = message["what"] != "forget"
+            self._commit(message, lambda yes: self._answer(connection, yes) if wants_answer else None)
+
+    def _answer(self, connection: Connection, yes: bool) -> None:
+        self.tell({"op": "answer", "yes": yes}, connection)
 
     def _drop(self, connection: Connection) -> None:
         self._connections.discard(connection)

@@ -86,8 +86,12 @@ class Keys:
         return self.root + "quarantine/"
 
     @property
+    def checkpoints(self) -> str:
+        return self.root + "checkpoints/"
+
+    @property
     def latest_checkpoint(self) -> str:
-        return self.root + "checkpoints/latest"
+        return self.checkpoints + "latest"
 
     def node(self, node_id: str) -> str:
         return self.nodes + node_id
@@ -97,6 +101,9 @@ class Keys:
 
     def progress_of(self, node_id: str) -> str:
         return self.progress + node_id
+
+    def checkpoint(self, step: int) -> str:
+        return f"{self.checkpoints}{step}"
 
     def drain(self, node_id: str) -> str:
         return self.drains + node_id

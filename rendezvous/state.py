@@ -160,6 +160,15 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that was whole when this was written."""
+
+    step: int
+    round: int
+    name: str  # of its directory
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How the job ended."""
 

@@ -284,6 +284,7 @@ class Job:
             group=self._new_group(),
             fence=self._fence,
             record=self._record,
+            deleted=self._forget,
             keep_last=self._options.keep_last,
             keep_every=self._options.keep_every,
         )
@@ -296,13 +297,20 @@ class Job:
         if self._link is not None:
             self._link.ask("record", self.round, manifest.step, manifest.name)
 
+    def _forget(self, name: str) -> None:
+        from spotrun.checkpoint.manifest import parse_name
+
+        parsed = parse_name(name)
+        if self._link is not None and parsed is not None:
+            self._link.forget(parsed[0], name)
+
     def _restore(self) -> bool:
         assert self._tracked is not None
         group = self._new_group()
         mine = self._memory.last.step if self._memory.last is not None else None
-        if not self._tracked.sharded and self._memory.share(group):
+        if self._memory.share(group):
             state, extra = self._memory.contents()
-            self._tracked.load(state)
+            self._tracked.load(state, whole=self.sharded)  # a world of one may have been whole, and is sharded now
             self._resume(extra, self._memory.rng if mine == extra["step"] else None)
             events.emit("restored", level=logging.DEBUG, source="memory", step=self.steps, round=self.round)
         elif self._storage is not None:

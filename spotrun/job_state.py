@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -77,11 +78,12 @@ class Tracked:
             state[name] = one.state_dict()
         return state
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state` returned, at any world size."""
+    def load(self, state: Mapping[str, Any], *, whole: bool = False) -> None:
+        """Put back what `state` returned, at any world size. `whole`: its tensors are, whatever the model's are now."""
         if self._root is not None:
-            set_model_state_dict(self._root, dict(state["model"]))
+            options = StateDictOptions(full_state_dict=whole)
+            set_model_state_dict(self._root, dict(state["model"]), options=options)
             for name, optimizer in self._optimizers.items():
-                set_optimizer_state_dict(self._root, optimizer, dict(state[name]))
+                set_optimizer_state_dict(self._root, optimizer, dict(state[name]), options=options)
         for name, one in self._others.items():
             one.load_state_dict(state[name])

@@ -117,6 +117,10 @@ class Link:
         self._say({"op": "commit", "what": what, "round": round_number, "step": step, "name": name})
         return self._answers.get()
 
+    def forget(self, step: int, name: str) -> None:
+        """A checkpoint is deleted, and with it its record in etcd."""
+        self._say({"op": "commit", "what": "forget", "step": step, "name": name})
+
     def close(self) -> None:
         self._sock.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from spotrun import events
 from spotrun.checkpoint.manifest import MANIFEST
 from spotrun.checkpoint.retention import to_delete
@@ -10,9 +12,17 @@ from spotrun.checkpoint.survey import list_checkpoints
 
 
 def prune(
-    storage: Storage, *, keep_last: int | None, keep_every: int | None = None, dry_run: bool = False
+    storage: Storage,
+    *,
+    keep_last: int | None,
+    keep_every: int | None = None,
+    dry_run: bool = False,
+    deleted: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """Delete old checkpoints and dead unfinished ones; the names, oldest first. Damaged ones stay for people to see."""
+    """Delete old checkpoints and dead unfinished ones; the names, oldest first. Damaged ones stay for people to see.
+
+    `deleted` is called with the name of each that no longer is one.
+    """
     found = list_checkpoints(storage)
     whole = [one.manifest for one in found if one.manifest is not None and one.whole]
     unfinished = [one.name for one in found if one.unfinished]
@@ -21,6 +31,8 @@ def prune(
         return doomed
     for name in doomed:
         storage.delete(f"{name}/{MANIFEST}")
+        if deleted is not None:
+            deleted(name)
         storage.delete_directory(name)
         events.emit("checkpoint_deleted", f"checkpoint {name} is deleted", checkpoint=name)
     return doomed

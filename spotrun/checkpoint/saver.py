@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from typing import Any
@@ -120,6 +120,7 @@ class Saver:
     group: a gloo group of all ranks that nothing else uses (`dist.new_group(backend="gloo")`), None for one process.
     fence: called on rank 0 when all shards are durable, before the manifest is published; raises to refuse.
     record: called on rank 0 after that; if it raises, the checkpoint stays and a warning is logged.
+    deleted: called on rank 0 with the name of each checkpoint that retention deletes.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Saver:
         group: dist.ProcessGroup | None = None,
         fence: Hook | None = None,
         record: Hook | None = None,
+        deleted: Callable[[str], None] | None = None,
         keep_last: int | None = None,
         keep_every: int | None = None,
     ) -> None:
@@ -138,6 +140,7 @@ class Saver:
         self._group = group
         self._peers: Peers = GroupPeers(group) if group is not None else Alone()
         self._commit = Commit(storage, self._peers, fence, record)
+        self._deleted = deleted
         self._keep_last = keep_last
         self._keep_every = keep_every
         self._buffer = HostBuffer()
@@ -290,7 +293,7 @@ class Saver:
 
     def _prune(self) -> None:
         try:
-            prune(self._storage, keep_last=self._keep_last, keep_every=self._keep_every)
+            prune(self._storage, keep_last=self._keep_last, keep_every=self._keep_every, deleted=self._deleted)
         except Exception as error:  # noqa: BLE001 - old checkpoints that stay harm nobody; the next save tries again
             logging.getLogger("spotrun").warning("old checkpoints were not deleted: %s", error)
 

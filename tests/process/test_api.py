@@ -14,6 +14,10 @@ from typing import Any
 import pytest
 
 from spotrun import audit
+from spotrun.checkpoint import list_checkpoints, open_storage
+from spotrun.rendezvous.etcd import EtcdClient, EtcdConfig
+from spotrun.rendezvous.keys import Keys
+from spotrun.rendezvous.state import Checkpoint, decode
 from tests.jobs import Node, RealJob
 from tests.waiting import until
 
@@ -85,6 +89,43 @@ def test_a_noticed_node_and_a_joining_one_cost_no_step(
         assert {line["pid"] for line in job.steps()} == pids, "rank 0 went through all rounds in one process"
     assert_the_same_curve(job, one_process)
     assert not proof(job).violations, proof(job)
+
+
+def test_etcd_has_a_record_of_each_checkpoint_that_there_is(make_job: MakeJob) -> None:
+    job = make_job()
+    node = start(job, "a")
+    keys, storage = Keys(job.run_id), open_storage(job.dir / "ckpt")
+    with EtcdClient(EtcdConfig((job.endpoint,))) as client:
+
+        def recorded() -> set[str]:
+            found = client.get_prefix(keys.checkpoints)[0]
+            return {decode(Checkpoint, kv.value).name for kv in found if kv.key != keys.latest_checkpoint}
+
+        def whole() -> list[str]:
+            return [one.name for one in list_checkpoints(storage) if one.whole]
+
+        job.until_steps(110, world=1)  # four saves, of which three are kept
+        until("etcd knows those that are kept", lambda: recorded() == set(whole()), detail=job.tell)
+        assert len(recorded()) <= 4 and not any("step-00000025" in name for name in recorded())
+        finish(job, [node])
+        latest = client.get(keys.latest_checkpoint)
+        assert latest is not None and decode(Checkpoint, latest.value).name == whole()[0]
+
+
+def test_a_model_that_is_whole_in_a_world_of_one_is_sharded_in_a_larger_one(
+    make_job: MakeJob, one_process: dict[int, float]
+) -> None:
+    job = make_job()
+    first = start(job, "a", "fsdp-of-several")
+    job.until_steps(10, world=1)
+    second = start(job, "b", "fsdp-of-several")
+    job.until_steps(10, world=2)
+    second.signal(signal.SIGTERM)
+    assert second.wait() == 0, job.tell()
+    job.until_steps(10, world=1)
+    finish(job, [first])
+    assert recomputed(job) == 0
+    assert_the_same_curve(job, one_process)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -37,7 +37,7 @@ def train(job: spotrun.Job) -> None:
     ).double()
     if KIND == "ddp":
         model = DistributedDataParallel(model)
-    if KIND == "fsdp":
+    if KIND == "fsdp" or (KIND == "fsdp-of-several" and job.world_size > 1):
         fully_shard(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batches = job.batches(Samples(), global_batch_size=20, seed=3, epochs=None)
