@@ -80,6 +80,21 @@ LAUNCHERS = {
             env=_NOSHARE,
         ),
         Launcher(
+            "ft-launcher",
+            "ft_launcher of nvidia-resiliency-ext, with torchrun's timers",
+            ("-m", "nvidia_resiliency_ext.fault_tolerance.launcher"),
+            (
+                *("--rdzv-backend=c10d", "--monitor-interval=0.05", "--ft-restart-policy=any-failed"),
+                *(
+                    "--ignore-missing-fault-tol-cfg",
+                    "--ft-workload-check-interval=0.5",
+                    "--ft-restart-check-interval=0.5",
+                ),
+            ),
+            rdzv_conf=TUNED,
+            env=_NOSHARE,
+        ),
+        Launcher(
             "torchrun-defaults",
             "torchrun, default timers",
             _TORCHRUN,
