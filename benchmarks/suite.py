@@ -16,6 +16,7 @@ SUITE: dict[str, tuple[str, ...]] = {
     "rendezvous_scale": ("--repeat=1",),
     "goodput": ("--repeat=1", "--seconds=60"),
     "steady_state": ("--repeat=5",),
+    "notice_success": ("--mb=10,500", "--deadlines=5,2", "--repeat=3"),
     "durable": ("--mb=500",),
     "sampler": ("--repeat=3", "--most=1e7"),
 }
