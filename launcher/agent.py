@@ -30,6 +30,7 @@ from spotrun.launcher.environment import Place, worker_environment
 from spotrun.launcher.failures import WorkerRefused, process_failures, record
 from spotrun.launcher.hangs import HangWatch
 from spotrun.launcher.leaving import Leaving, unsaved
+from spotrun.launcher.ledger import Ledger
 from spotrun.launcher.link import Link
 from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.notices.notice import Grade, Notice
@@ -67,6 +68,7 @@ class SpotAgent(LocalElasticAgent):
         wakeup: Wakeup,
         handler: EtcdRendezvousHandler,
         board: NoticeBoard,
+        ledger: Ledger,
         *,
         hang_timeout_s: float | None,
         start_method: str,
@@ -85,6 +87,7 @@ class SpotAgent(LocalElasticAgent):
         self._handler = handler
         self._membership = handler.membership
         self._board = board
+        self._ledger = ledger
         self._elastic = handler.max_nodes > 1  # else there is nobody to go on, and a signal ends the job
         self._link = Link(Commits(handler.membership).take)
         self._teller = Teller(handler.membership.progress)
@@ -235,6 +238,7 @@ class SpotAgent(LocalElasticAgent):
             self._membership.announce(store_port=port)
         self._round, self._started_as = current, standing.incarnation
         self._reported, self._failures = False, {}
+        self._ledger.first = group_rank == 0
         first, size = current.first_rank(group_rank), current.world_size
         worker_group.workers = [
             Worker(local, first + local, first + local, size, size)

@@ -21,6 +21,7 @@ from spotrun import events
 from spotrun.config import AgentOptions
 from spotrun.errors import UsageError
 from spotrun.launcher.agent import Drained, SpotAgent
+from spotrun.launcher.ledger import Ledger, file_of
 from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
@@ -51,9 +52,11 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
     try:
         handler = create_handler(_parameters(config), wakeup.wake)
         try:
-            node_id = handler.membership.standing().node_id
+            standing = handler.membership.standing()
             if options.events is not None:
-                events.to_file(options.events, node=node_id)
+                events.to_file(options.events, node=standing.node_id)
+            file = None if options.log_dir is None else file_of(options.log_dir, config.run_id, standing.node_id)
+            ledger = Ledger(handler.client, handler.membership.keys, standing.incarnation, file)
             board = NoticeBoard(options.notice, wakeup)
             agent = SpotAgent(
                 _spec(config, entrypoint, args, handler),
@@ -62,6 +65,7 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
                 wakeup,
                 handler,
                 board,
+                ledger,
                 hang_timeout_s=options.hang_timeout_s,
                 start_method=config.start_method,
                 log_line_prefix_template=config.log_line_prefix_template,
@@ -72,9 +76,11 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
             board.start()
             initialize_metrics(MetricsConfig(config.metrics_cfg))
             try:
-                return _run(agent, _get_entrypoint_name(entrypoint, args), config, options)
+                with events.to_listener(ledger.hear, node=standing.node_id):
+                    return _run(agent, _get_entrypoint_name(entrypoint, args), config, options)
             finally:
                 board.stop()
+                ledger.close()
         finally:
             workers.close()
             handler.close()

@@ -93,6 +93,19 @@ class Keys:
     def latest_checkpoint(self) -> str:
         return self.checkpoints + "latest"
 
+    @property
+    def ledger(self) -> str:
+        """What happened to the job, in a ring: ledger/<slot>."""
+        return self.root + "ledger/"
+
+    @property
+    def ledger_count(self) -> str:
+        """How many entries were ever put into the ledger."""
+        return self.root + "ledger_count"
+
+    def ledger_slot(self, slot: int) -> str:
+        return f"{self.ledger}{slot:04d}"
+
     def node(self, node_id: str) -> str:
         return self.nodes + node_id
 

@@ -38,16 +38,21 @@ class AgentOptions:
     hang_timeout_s: float | None = None  # without a step; None: by the length of steps; infinite: never
     audit: Path | None = None  # where jobs on the training API record which samples each step used
     events: Path | None = None  # the file that gets every event as a line of JSON
+    log_dir: Path | None = None  # where this node's part of the ledger is kept
+    price_per_node_hour: float | None = None  # in whatever money
 
 
 def agent_options(
-    drain_exit_code: str | None,
-    warm: str | None,
-    notice: str | None,
-    hang_timeout: str | None,
-    audit: str | None,
-    events: str | None,
     environ: Mapping[str, str],
+    *,
+    drain_exit_code: str | None = None,
+    warm: str | None = None,
+    notice: str | None = None,
+    hang_timeout: str | None = None,
+    audit: str | None = None,
+    events: str | None = None,
+    log_dir: str | None = None,
+    price_per_node_hour: str | None = None,
 ) -> AgentOptions:
     """The options of the agent, from the raw values of the flags; None stands for a flag that was not given."""
     return AgentOptions(
@@ -59,6 +64,8 @@ def agent_options(
         hang_timeout_s=None if hang_timeout is None else parse_hang_timeout(hang_timeout),
         audit=None if audit is None else Path(os.path.abspath(os.path.expanduser(audit))),
         events=None if events is None else parse_events(events),
+        log_dir=None if not log_dir else Path(os.path.abspath(os.path.expanduser(log_dir))),
+        price_per_node_hour=None if price_per_node_hour is None else parse_price(price_per_node_hour),
     )
 
 
@@ -95,6 +102,12 @@ def parse_events(value: str) -> Path:
     if not value or path.is_dir():
         raise UsageError(f"--events={value} is not a file: give the path of a file; it need not exist.")
     return path
+
+
+def parse_price(value: str) -> float:
+    if not _is_number(value):
+        raise UsageError(f"--price-per-node-hour={value} is no price: give a number such as 2.35.")
+    return float(value)
 
 
 def parse_nnodes(value: str) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What happened, as records: one event, one record, the same for people and machines.
 
-A process gets its sinks once, by `to_file`; every part then calls `emit`. The JSONL form is one object a line:
+A process gets its sinks by `to_file` and `to_listener`; every part then calls `emit`. The JSONL form is one object a
+line:
 {"v": 1, "kind": "round_formed", "wall_s": 1700000000.0, "mono_s": 12.3, "node": "a", "round": 3, ...detail fields}.
 `mono_s` is the host's monotonic clock (seconds), to subtract times of one host; wall clocks of two hosts are never
 compared.
@@ -8,11 +9,14 @@ compared.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ logger = logging.getLogger("spotrun")
 
 _lock = threading.Lock()
 _files: dict[Path, int] = {}
+_listeners: list[Callable[[dict[str, Any]], None]] = []
 _common: dict[str, Any] = {}
 
 
@@ -32,24 +37,49 @@ def to_file(path: Path, **common: Any) -> None:
         _common.update(common)
 
 
+@contextmanager
+def to_listener(listener: Callable[[dict[str, Any]], None], **common: Any) -> Iterator[None]:
+    """Meanwhile also tell `listener` of every event, in the thread that emits it, with the fields `common` in each."""
+    with _lock:
+        _listeners.append(listener)
+        _common.update(common)
+    try:
+        yield
+    finally:
+        with _lock:
+            _listeners.remove(listener)
+
+
 def emit(kind: str, message: str = "", *, level: int = logging.INFO, **fields: Any) -> None:
     """Record one event; `message` is the line for people, and no line is logged without one. Never raises."""
     if message:
         logger.log(level, message)
     with _lock:
-        if not _files:
+        if not _files and not _listeners:
             return
         record = {"v": 1, "kind": kind, "wall_s": time.time(), "mono_s": time.monotonic(), **_common, **fields}
         if message:
             record["message"] = message
-        line = (json.dumps(record, default=str) + "\n").encode()
-        for path, fd in list(_files.items()):
-            try:
-                os.write(fd, line)  # one write: lines of several processes do not mix
-            except OSError as error:  # a full disk must not stop the job
-                logger.warning("events are no longer written to %s: %s", path, error)
-                os.close(fd)
-                del _files[path]
+        listeners = list(_listeners)
+        if _files:
+            _append((json.dumps(record, default=_plain) + "\n").encode())
+    for listener in listeners:
+        listener(record)
+
+
+def _append(line: bytes) -> None:
+    for path, fd in list(_files.items()):
+        try:
+            os.write(fd, line)  # one write: lines of several processes do not mix
+        except OSError as error:  # a full disk must not stop the job
+            logger.warning("events are no longer written to %s: %s", path, error)
+            os.close(fd)
+            del _files[path]
+
+
+def _plain(value: Any) -> Any:
+    """The JSON form of what json does not know: records as objects, all else as text."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)  # type: ignore[arg-type]
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -97,6 +97,8 @@ OWN = (
                  "so long are hung: their stacks are logged, and a restart is charged. Or off."),
             _own("--audit", "DIR", "", "Where jobs on the training API record the samples of each step; `spotrun "
                  "audit` checks them."),
+            _own("--price-per-node-hour", "PRICE", "", "What an hour of one node costs; the ledger then tells what "
+                 "each incident did."),
             _own("--events", "FILE", "", "Append what happens to FILE, a line of JSON for each event."),
         ),
     ),

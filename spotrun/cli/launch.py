@@ -33,7 +33,7 @@ logger = logging.getLogger("spotrun")
 CONF_KEYS = {flag.dest: flag.conf for flag in OWN_FLAGS if flag.conf}
 _FILES = ("cacert", "cert", "key", "password_file")
 _ETCD_ACCESS = (*_FILES, "user")
-_OPTIONS = ("drain_exit_code", "warm", "notice", "hang_timeout", "audit", "events")
+_OPTIONS = ("drain_exit_code", "warm", "notice", "hang_timeout", "audit", "events", "log_dir", "price_per_node_hour")
 
 
 class TorchRefused(UsageError, ValueError):
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
         _run_by_torch(args)
         return
     given = {name: getattr(args, name, None) for name in _OPTIONS}
-    options = values.agent_options(**given, environ=os.environ)
+    options = values.agent_options(os.environ, **given)
     alone = args.standalone or (not args.rdzv_endpoint and highest == 1)
     if alone:
         if lowest > 1:

@@ -101,13 +101,13 @@ def test_a_bad_value_is_refused_with_its_remedy(parse: Callable[[str], Any], val
     [({}, 0), ({"SLURM_JOB_ID": "7"}, 75), ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, 143), ({"SLURM_JOB_ID": ""}, 0)],
 )
 def test_a_drained_node_exits_as_the_scheduler_around_it_understands(environ: dict[str, str], code: int) -> None:
-    assert config.agent_options(None, None, None, None, None, None, environ).drain_exit_code == code
-    assert config.agent_options("9", None, None, None, None, None, environ).drain_exit_code == 9
+    assert config.agent_options(environ).drain_exit_code == code
+    assert config.agent_options(environ, drain_exit_code="9").drain_exit_code == 9
 
 
 def test_options_that_are_not_given_are_the_defaults_of_the_dataclass() -> None:
-    assert config.agent_options(None, None, None, None, None, None, {}) == config.AgentOptions()
-    assert config.agent_options(None, "off", "aws, file:/x", None, None, "~/e.jsonl", {}) == config.AgentOptions(
+    assert config.agent_options({}) == config.AgentOptions()
+    assert config.agent_options({}, warm="off", notice="aws, file:/x", events="~/e.jsonl") == config.AgentOptions(
         notice=("aws", "file:/x"), warm="off", events=Path.home() / "e.jsonl"
     )
 
