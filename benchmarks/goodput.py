@@ -24,11 +24,12 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spotrun.benchmarks import goodput_figures, preemption_traces
-from spotrun.benchmarks.jobs_under_test import LAUNCHERS, DidNotHappen, JobUnderTest, Launcher, Node
+from spotrun.benchmarks.jobs_under_test import LAUNCHERS, PORT, STORE, DidNotHappen, JobUnderTest, Launcher, Node
 from spotrun.benchmarks.measurement import Measurement
 from spotrun.benchmarks.preemption_traces import Change, NotATrace
 
@@ -86,9 +87,9 @@ def _tell(agent: Node) -> None:
 def measure(launcher: Launcher, changes: Sequence[Change], options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     """The figures of one run, and its timeline."""
     nnodes = f"1:{options.nodes}"
-    with JobUnderTest(
-        launcher, nnodes, step_s=options.step, save_every=options.save_every, checkpoints=True, store_apart=True
-    ) as job:
+    if not launcher.etcd:  # any node may be lost
+        launcher = replace(launcher, server=("-c", STORE, PORT))
+    with JobUnderTest(launcher, nnodes, step_s=options.step, save_every=options.save_every, checkpoints=True) as job:
         try:
             began_s, started_again = replay(job, changes, options.seconds, options.notice)
         except DidNotHappen as error:

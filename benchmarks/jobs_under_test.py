@@ -34,13 +34,14 @@ MARK = "SPOTRUN_BENCH_JOB"  # in the environment of every process of a job
 LOOK_S = 0.02
 STEADY_STEPS = 25  # a world counts as running when each of its ranks has made this many steps in one process group
 GONE_S = 10.0
+SERVER_S = 30.0
+PORT = "{port}"  # stands for it in what a launcher is started with
 TUNED = "last_call_timeout=1,join_timeout=60,keep_alive_interval=1,keep_alive_max_attempt=3"
 # A store for torchrun's rendezvous on a host of its own.
-_STORE = """
+STORE = """
 import signal, sys
 from torch.distributed import TCPStore
 store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, wait_for_workers=False)
-print("ready", flush=True)
 signal.pause()
 """
 
@@ -55,7 +56,9 @@ class Launcher:
     what: str
     program: tuple[str, ...]  # after python
     flags: tuple[str, ...] = ()
-    etcd: bool = False  # its rendezvous is etcd; else a store in the first node's agent
+    etcd: bool = False  # its rendezvous is etcd; else a store in the first node's agent, or `server`
+    server: tuple[str, ...] = ()  # after python: what runs beside the nodes, at PORT
+    alone: bool = False  # it knows of its own node alone; the scripts find each other by the server
     rdzv_conf: str = ""
     kind: str = "plain"  # what train_steps.py is told
     env: tuple[tuple[str, str], ...] = ()
@@ -65,6 +68,14 @@ class Launcher:
 _SPOTRUN = ("-m", "spotrun", "run")
 _TORCHRUN = ("-m", "torch.distributed.run")
 _NOSHARE = (("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1"),)
+_LIGHTHOUSE = """
+import signal, sys
+from torchft.coordination import LighthouseServer
+server = LighthouseServer(
+    "127.0.0.1:" + sys.argv[1], 1, join_timeout_ms=1000, quorum_tick_ms=50, heartbeat_timeout_ms=1000
+)
+signal.pause()
+"""
 LAUNCHERS = {
     launcher.name: launcher
     for launcher in (
@@ -93,6 +104,16 @@ LAUNCHERS = {
             ),
             rdzv_conf=TUNED,
             env=_NOSHARE,
+        ),
+        Launcher(
+            "torchft",
+            "torchft: the script's own process groups are formed anew; torchrun starts the worker of each node",
+            _TORCHRUN,
+            ("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--monitor-interval=0.05"),
+            server=("-c", _LIGHTHOUSE, PORT),
+            alone=True,
+            kind="torchft",
+            env=(("TORCHFT_LIGHTHOUSE", f"http://127.0.0.1:{PORT}"),),
         ),
         Launcher(
             "torchrun-defaults",
@@ -139,7 +160,6 @@ class JobUnderTest:
     checkpoints: bool = False  # really saves them, in a folder that all nodes share
     script: Path = TRAIN_STEPS
     arguments: tuple[str, ...] | None = None  # of the script, between OUT_FILE and its kind; None: of train_steps.py
-    store_apart: bool = False  # torchrun's store is no node's, so that any node may be lost, as with etcd
     nodes: list[Node] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     last_group: int = 0  # the one that trains now, once somebody has waited for it
@@ -150,15 +170,15 @@ class JobUnderTest:
         self._out = self.dir / "steps.jsonl"
         self._out.touch()
         self._read_bytes = 0
-        self._store: subprocess.Popen[bytes] | None = None
+        self._server: subprocess.Popen[bytes] | None = None
         self._etcd = EmbeddedEtcd() if self.launcher.etcd else None
         if self._etcd is not None:
             self._etcd.start()
             self.endpoint = self._etcd.endpoint
         else:
             self.endpoint = f"127.0.0.1:{_free_port()}"
-            if self.store_apart:
-                self._start_store()
+            if self.launcher.server:
+                self._start_server()
         return self
 
     def __exit__(
@@ -179,13 +199,15 @@ class JobUnderTest:
         log, events_file = self.dir / f"node{index}.log", self.dir / f"node{index}.events"
         launcher = self.launcher
         command = [
-            *(sys.executable, *launcher.program, f"--nnodes={self.nnodes}", f"--nproc-per-node={self.nproc}"),
-            *(f"--rdzv-endpoint={self.endpoint}", "--rdzv-id=bench", "--max-restarts=1000", *launcher.flags),
+            *(sys.executable, *launcher.program, f"--nnodes={'1' if launcher.alone else self.nnodes}"),
+            *(f"--nproc-per-node={self.nproc}", "--max-restarts=1000", *launcher.flags),
         ]
+        if not launcher.alone:
+            command += [f"--rdzv-endpoint={self.endpoint}", "--rdzv-id=bench"]
         if launcher.etcd:
             command += [f"--node-id=node{index}", f"--events={events_file}"]
-        else:
-            is_host = index == 0 and not self.store_apart
+        elif not launcher.alone:
+            is_host = index == 0 and not launcher.server
             conf = [f"is_host={'true' if is_host else 'false'}", launcher.rdzv_conf]
             command.append(f"--rdzv-conf={','.join(filter(None, conf))}")
         arguments = (str(self.step_s), str(self.save_every)) if self.arguments is None else self.arguments
@@ -195,7 +217,7 @@ class JobUnderTest:
         (self.dir / "tmp").mkdir(exist_ok=True)
         env = {
             **os.environ,
-            **dict(launcher.env),
+            **{name: value.replace(PORT, self._port) for name, value in launcher.env},
             MARK: str(self.dir),
             "BENCH_NODE": str(index),
             ADDRESS_ENV: str(self.notice_file(index)),
@@ -219,18 +241,24 @@ class JobUnderTest:
         self.nodes.append(node)
         return node
 
-    def _start_store(self) -> None:
-        port = self.endpoint.rpartition(":")[2]
-        store = subprocess.Popen(
-            [sys.executable, "-c", _STORE, port],
-            env={**os.environ, MARK: str(self.dir)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+    def _start_server(self) -> None:
+        command = [self._port if part == PORT else part for part in self.launcher.server]
+        env = {**os.environ, MARK: str(self.dir)}
+        quiet = subprocess.DEVNULL
+        self._server = subprocess.Popen(
+            [sys.executable, *command], env=env, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
         )
-        assert store.stdout is not None
-        with store.stdout:
-            assert store.stdout.readline() == b"ready\n"
-        self._store = store
+        end_s = time.monotonic() + SERVER_S
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(self._port))):
+                return
+            if time.monotonic() > end_s or self._server.poll() is not None:
+                raise SystemExit(f"{self.launcher.name}: its server did not start")
+            time.sleep(LOOK_S)
+
+    @property
+    def _port(self) -> str:
+        return str(self.endpoint).rpartition(":")[2]
 
     def notice_file(self, index: int) -> Path:
         """Where that node says how it is told of its end, if it was started with --notice=http."""
@@ -269,7 +297,7 @@ class JobUnderTest:
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            for child in (*(node.process for node in self.nodes), *([self._store] if self._store else [])):
+            for child in (*(node.process for node in self.nodes), *([self._server] if self._server else [])):
                 child.poll()
             if not left:
                 return

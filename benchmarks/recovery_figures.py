@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Line = Mapping[str, Any]
@@ -27,7 +28,7 @@ def figures(
     """Seconds and counts; `agents` are the recorded events by node, without nodes that have left.
 
     event_to_step_s: the event -> every rank of the new world has made its first step.
-    pause_s: the last step of the old world on a node that stays -> the same.
+    pause_s: the longest time until then in which no node that stays made a step.
     lost_steps: steps that had been made and were made again.
     groups: process groups formed on the way, at best 1.
     <phase>_s: see PHASES; together they are event_to_step_s.
@@ -42,8 +43,11 @@ def figures(
     }
     if recovery.old_group is not None:
         staying = {line["node"] for line in new}
-        old = [line for line in lines if line.get("group") == recovery.old_group and line["what"] == "step"]
-        found["pause_s"] = first_s - max(line["mono_s"] for line in old if line["node"] in staying)
+        steps = [line for line in lines if line["what"] == "step" and line["group"] < recovery.new_group]
+        old = [line for line in steps if line["group"] == recovery.old_group]
+        last_s = max(line["mono_s"] for line in old if line["node"] in staying)
+        times = sorted(line["mono_s"] for line in steps if line["node"] in staying and line["mono_s"] >= last_s)
+        found["pause_s"] = max(b - a for a, b in pairwise([*times, first_s]))
         made, again = max(line["step"] for line in old), min(line["step"] for line in first.values())
         found["lost_steps"] = max(0, made - again + 1)
     return {**found, **phases(recovery, first_s, lines, new, agents)}

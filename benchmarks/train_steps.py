@@ -1,10 +1,11 @@
 """What the jobs under test train: DDP on a tiny model, and a line of JSON for each step of each rank.
 
-    train_steps.py OUT_FILE STEP_S SAVE_EVERY plain|api [CHECKPOINTS]
+    train_steps.py OUT_FILE STEP_S SAVE_EVERY plain|api|torchft [CHECKPOINTS]
 
 `plain` is a script as torchrun knows them. Every SAVE_EVERY steps it saves a checkpoint with DCP in CHECKPOINTS, and it
 goes on after the last that is whole; without CHECKPOINTS these steps count as saved, at no cost. `api` keeps its state
-through `spotrun.run` instead, which decides when to save in CHECKPOINTS. Apart from the steps, each worker writes
+through `spotrun.run` instead, which decides when to save in CHECKPOINTS; `torchft` is in torchft_steps.py.
+Apart from the steps, each worker writes
 when it reached its first line, had imported torch, was in its process group, and had wrapped the model; `group` is the
 same number on all ranks of one process group, and larger in a later one.
 """
@@ -111,6 +112,11 @@ def main() -> None:
     import torch.distributed as dist
 
     tell("imported", rank=int(os.environ["RANK"]))
+    if KIND == "torchft":
+        from spotrun.benchmarks.torchft_steps import train as train_with_torchft
+
+        train_with_torchft(STEP_S, tell)
+        return
     if KIND == "api":
         import spotrun
 
