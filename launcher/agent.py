@@ -29,8 +29,9 @@ from spotrun.launcher.decide import Action, Situation, decide
 from spotrun.launcher.environment import Place, worker_environment
 from spotrun.launcher.failures import WorkerRefused, process_failures, record
 from spotrun.launcher.hangs import HangWatch
+from spotrun.launcher.incident import Incidents, told
 from spotrun.launcher.leaving import Leaving, unsaved
-from spotrun.launcher.ledger import Ledger
+from spotrun.launcher.ledger import Ledger, Phase
 from spotrun.launcher.link import Link
 from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.notices.notice import Grade, Notice
@@ -52,9 +53,10 @@ ABORT_GRACE_S = 1.0  # between SIGTERM and SIGKILL where the round is over anywa
 class Drained(SpotrunError):
     """Raised by `SpotAgent.run` when this node has left the job as it was told to; not a failure."""
 
-    def __init__(self, message: str, signum: signal.Signals | None) -> None:
+    def __init__(self, message: str, signum: signal.Signals | None, phases: tuple[Phase, ...]) -> None:
         super().__init__(message)
         self.signum = signum
+        self.phases = phases  # of its going
 
 
 class SpotAgent(LocalElasticAgent):
@@ -71,6 +73,7 @@ class SpotAgent(LocalElasticAgent):
         ledger: Ledger,
         *,
         hang_timeout_s: float | None,
+        price_per_node_hour: float | None,
         start_method: str,
         log_line_prefix_template: str | None,
         shutdown_timeout: int,
@@ -89,7 +92,8 @@ class SpotAgent(LocalElasticAgent):
         self._board = board
         self._ledger = ledger
         self._elastic = handler.max_nodes > 1  # else there is nobody to go on, and a signal ends the job
-        self._link = Link(Commits(handler.membership).take)
+        self._incidents = Incidents(price_per_node_hour)
+        self._link = Link(Commits(handler.membership).take, self._incidents.mark)
         self._teller = Teller(handler.membership.progress)
         self._hang_timeout_s = hang_timeout_s
         self._hangs = HangWatch(
@@ -131,6 +135,7 @@ class SpotAgent(LocalElasticAgent):
                     situation = self._situation()
                 self._tell_drains()
                 self._tell_progress()
+                self._tell_silence()
                 selector.select(self._time_left_s())
                 self._link.poll()
                 for signum in self._wakeup.take():
@@ -144,8 +149,14 @@ class SpotAgent(LocalElasticAgent):
             self._keep(status.failures)
         spoken = self._link.spoken()
         cooperative = len(spoken) == len(status.pids) > 0
+        ready = cooperative and all(worker.ready for worker in spoken)
+        standing = self._membership.standing()
+        if ready:
+            self._incidents.left(time.monotonic())
+        if standing.round is not None and standing.group_rank is not None:
+            self._incidents.round(standing.round, time.monotonic())
         return Situation(
-            standing=self._membership.standing(),
+            standing=standing,
             workers=status.state,
             started_round=self._round.number if self._round else 0,
             started_as=self._started_as,
@@ -155,14 +166,15 @@ class SpotAgent(LocalElasticAgent):
             cooperative=cooperative,
             in_place=all(worker.in_place for worker in spoken),
             released_for=self._released_for,
-            ready=cooperative and all(worker.ready for worker in spoken),
+            ready=ready,
             agreed=all(worker.agreed for worker in spoken),
             overdue=self._overdue_s is not None and time.monotonic() >= self._overdue_s,
             hung=bool(self._hangs.stalls) and self._restarts_for_hangs(),
         )
 
     def _time_left_s(self) -> float | None:
-        times = (self._overdue_s, self._tell_at_s, self._hangs.due_s)
+        silent_s = None if self._link.spoken() else self._incidents.due_s
+        times = (self._overdue_s, self._tell_at_s, self._hangs.due_s, silent_s)
         until_s = min((at_s for at_s in times if at_s is not None), default=None)
         return None if until_s is None else max(0.0, until_s - time.monotonic())
 
@@ -188,7 +200,8 @@ class SpotAgent(LocalElasticAgent):
         elif action is Action.LEAVE:
             for notice in self._leaving.notices.values():
                 self._board.safe_to_go(notice)
-            raise Drained(self._leaving.why(self._drain()), self._leaving.signum)
+            phases = self._incidents.phases()
+            raise Drained(self._leaving.why(self._drain()), self._leaving.signum, phases)
         elif action is Action.REFUSED:
             refused = self._membership.standing().refused
             assert refused is not None
@@ -213,6 +226,7 @@ class SpotAgent(LocalElasticAgent):
             if self._leaving.withdraw(notice):
                 self._membership.drain(None)
                 self._leaving.told = False
+                self._incidents.withdrawn()
         elif notice.grade is Grade.MAY:
             events.emit("notice_may", f"{notice.source}: {notice.detail}; the next step is saved", **fields)
             self._link.tell({"op": "save"})
@@ -220,6 +234,7 @@ class SpotAgent(LocalElasticAgent):
             message = f"{notice.source}: this node goes in {notice.seconds_left:.0f} s ({notice.detail})"
             events.emit("notice", message, level=logging.WARNING, **fields)
             self._leaving.notices[notice.id] = notice
+            self._incidents.sign("notice", time.monotonic())
 
     def _drain(self) -> Drain | None:
         """What the job has been told of this node, by itself or by another."""
@@ -321,6 +336,7 @@ class SpotAgent(LocalElasticAgent):
             duplicate_stderr_filters=spec.duplicate_stderr_filters,
         )
         self._hangs.started(time.monotonic())
+        self._incidents.started(time.monotonic())
         events.emit("workers_started", round=self._round.number, pids=list(pids.values()))
         return dict(pids)
 
@@ -346,6 +362,7 @@ class SpotAgent(LocalElasticAgent):
         super()._shutdown()  # it has no processes of its own here: only its watchdog and health check end
 
     def _keep(self, failures: dict[int, ProcessFailure]) -> None:
+        self._incidents.sign("failed", time.monotonic())
         for local, failure in failures.items():
             self._failures[self._worker_group.workers[local].global_rank] = failure
 
@@ -382,6 +399,7 @@ class SpotAgent(LocalElasticAgent):
         stalls = self._hangs.stalls
         if stalls and stalls != self._told_stalls:
             what = "the workers are started anew" if self._restarts_for_hangs() else "no restart is left for that"
+            self._incidents.sign("hung", time.monotonic())
             events.emit(
                 "hung",
                 f"hung: {where(stalls)}; the stacks are in the workers' logs, and {what}",
@@ -402,9 +420,10 @@ class SpotAgent(LocalElasticAgent):
             return
         drains = self._membership.standing().drains
         leaving = {member.node_id: drains[member.node_id] for member in self._round.members if member.node_id in drains}
-        told = (self._round.number, frozenset(leaving))
-        if leaving and told != self._told_drains:
-            self._told_drains = told
+        told_now = (self._round.number, frozenset(leaving))
+        if leaving and told_now != self._told_drains:
+            self._told_drains = told_now
+            self._incidents.sign("notice", time.monotonic())
             seconds_left = min(drain.seconds_left for drain in leaving.values())
             everyone = len(leaving) == len(self._round.members)
             self._link.tell({"op": "drain", "seconds_left": seconds_left, "save": everyone})
@@ -422,6 +441,18 @@ class SpotAgent(LocalElasticAgent):
             workers = [worker.progress for worker in self._link.spoken()]
             progress = of_node(node_id, self._started_as, self._round, workers)
             self._tell_at_s = self._teller.tell(progress, time.monotonic())
+            if progress is not None:
+                self._tell_incident(self._incidents.stepped(progress, time.monotonic()))
+
+    def _tell_silence(self) -> None:
+        due_s = self._incidents.due_s
+        if due_s is not None and not self._link.spoken() and time.monotonic() >= due_s:
+            self._tell_incident(self._incidents.silent())
+
+    def _tell_incident(self, found: dict[str, Any] | None) -> None:
+        if found is not None:
+            level = logging.INFO if self._ledger.first else logging.DEBUG  # one line a job
+            events.emit("incident", told(found), level=level, **found)
 
     def _tell(self) -> None:
         now_s = time.monotonic()

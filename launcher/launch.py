@@ -20,6 +20,7 @@ from torch.distributed.run import run_script_path
 from spotrun import events
 from spotrun.config import AgentOptions
 from spotrun.errors import UsageError
+from spotrun.launcher import torch_events
 from spotrun.launcher.agent import Drained, SpotAgent
 from spotrun.launcher.ledger import Ledger, file_of
 from spotrun.launcher.notice_board import NoticeBoard
@@ -43,6 +44,7 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
         entrypoint, args = sys.executable, ["-u", *args]
     if not isinstance(entrypoint, str):
         raise UsageError("The etcd-v3 backend starts programs, not functions: give a script, or --rdzv-backend=c10d.")
+    config.event_log_handler = torch_events.chosen(config.event_log_handler)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = config.signals_to_handle  # as torchrun passes it to the workers
     if options.audit is not None:
         os.environ["SPOTRUN_AUDIT"] = str(options.audit)
@@ -67,6 +69,7 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
                 board,
                 ledger,
                 hang_timeout_s=options.hang_timeout_s,
+                price_per_node_hour=options.price_per_node_hour,
                 start_method=config.start_method,
                 log_line_prefix_template=config.log_line_prefix_template,
                 shutdown_timeout=config.shutdown_timeout or 0,
@@ -93,7 +96,7 @@ def _run(agent: SpotAgent, name: str, config: LaunchConfig, options: AgentOption
     try:
         result = agent.run()
     except Drained as drained:
-        events.emit("left", str(drained))
+        events.emit("left", str(drained), phases=drained.phases)
         alone = config.max_nodes == 1
         if drained.signum is not None and (alone or drained.signum is not signal.SIGTERM):
             sys.exit(128 + drained.signum)

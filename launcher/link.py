@@ -14,6 +14,7 @@ and it says
 
     {"op": "hello", "local_rank": n, "in_place": bool}
     {"op": "entered"}                                  it has met all others of its round
+    {"op": "mark", "name": text, "at_s": s, "step": n, "samples": n, "stepped_s": s}    see incident.py
     {"op": "progress", "round": n, "step": n, ...}     see progress.py; at most every 0.2 s
     {"op": "busy", "busy": bool}                       it does something else than stepping, which may take long
     {"op": "where", "step": n, "place": text, "waits": bool}    its last step, and its main thread; see whereabouts.py
@@ -41,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from spotrun import events
+from spotrun.launcher.incident import Mark
 from spotrun.launcher.notices.notice import bounded
 from spotrun.launcher.progress import Steps
 
@@ -75,9 +77,12 @@ class Connection:
 class Link:
     """`fileno` is readable when `poll` has something to do."""
 
-    def __init__(self, commit: Callable[[dict[str, Any], Callable[[bool], None]], None]) -> None:
+    def __init__(
+        self, commit: Callable[[dict[str, Any], Callable[[bool], None]], None], mark: Callable[[Mark], None]
+    ) -> None:
         """`commit` is called with each such message and the function that takes its answer, from any thread."""
         self._commit = commit
+        self._mark = mark
         self._directory = Path(tempfile.mkdtemp(prefix="spotrun-link-"))
         self.path = self._directory / "agent.sock"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -164,6 +169,10 @@ class Link:
         elif op == "ready":
             connection.ready, connection.agreed = True, bool(message["agreed"])
             connection.in_place = bool(message["in_place"])
+        elif op == "mark":
+            name = bounded(str(message["name"]))
+            step, samples = int(message["step"]), int(message["samples"])
+            self._mark(Mark(name, float(message["at_s"]), step, samples, float(message["stepped_s"])))
         elif op == "progress":
             connection.progress, connection.told_s = Steps.of(message), time.monotonic()
         elif op == "busy":

@@ -146,6 +146,7 @@ class Job:
         self._tracked = Tracked(objects)
         self._open_storage()
         restored = self._restore()
+        self.mark("restored")
         self._tracked.moved = False
         self._tried_step = self._kept_step = self.steps
         return restored
@@ -185,6 +186,7 @@ class Job:
         every = self._snapshot_every(self._step_s)
         granted, every = self._consensus.exchange(wishes, every)
         if "leave" in granted:
+            self.mark("agreed")
             self._leave(durable="durable" in granted)
         if "save" in granted or self._is_save_due_by_steps():
             self._save()
@@ -198,7 +200,7 @@ class Job:
                 now_s,
                 loss,
                 step=self.steps,
-                samples=sum(batches.samples for batches in self._batches),
+                samples=self._samples,
                 snapshot_step=self._kept_step,
                 commit_step=self._history.durable_step,
             )
@@ -219,6 +221,7 @@ class Job:
 
     def keep(self) -> None:
         """A collective failed: where no optimizer has moved since the last step, the live state is that step's."""
+        self.mark("broken")
         if self._tracked is None:
             return
         if not self._tracked.sharded and self.steps and self._tracked.untouched:
@@ -226,6 +229,11 @@ class Job:
             self._memory.rng = None  # it has gone on since
         if "durable" in self._wanted and not self._save_alone(self._left_s()):  # memory goes with the nodes
             self._tell_lost("a node was gone before the step that all had to agree on")
+
+    def mark(self, name: str) -> None:
+        """Tell the agent's ledger where this rank is."""
+        if self._link is not None:
+            self._link.mark(name, self.steps, self._samples, self._stepped_s)
 
     def finish(self) -> None:
         """`train` has returned: save the end, and wait for it."""
@@ -247,6 +255,11 @@ class Job:
         self._groups = []
 
     # -- inside
+
+    @property
+    def _samples(self) -> int:
+        """Consumed by all ranks since the training began."""
+        return sum(batches.samples for batches in self._batches)
 
     def _new_group(self) -> dist.ProcessGroup | None:
         if self.world_size == 1:
@@ -426,6 +439,7 @@ class Job:
                 self._snapshot()
             with self.busy():
                 self._make_safe(durable)
+            self.mark("saved")
         raise RoundOver
 
     def _make_safe(self, all_leave: bool) -> None:

@@ -84,6 +84,11 @@ class Link:
         """This worker has met all others of its round: from now on they can agree on a step."""
         self._say({"op": "entered"})
 
+    def mark(self, name: str, step: int, samples: int, stepped_s: float) -> None:
+        """Where this worker is now, and its last step (monotonic): for the ledger."""
+        where = {"step": step, "samples": samples, "stepped_s": stepped_s}
+        self._say({"op": "mark", "name": name, "at_s": time.monotonic(), **where})
+
     def progress(self, **fields: Any) -> None:
         self._say({"op": "progress", **fields})
 

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from spotrun.launcher import ledger
+from spotrun.rendezvous.etcd import EtcdClient, EtcdConfig
+from spotrun.rendezvous.keys import Keys
 from tests.fakes.clouds import AwsServer
 from tests.jobs import Node, RealJob
 from tests.process.test_api import MOST, SCRIPT, finish, recomputed
@@ -107,3 +110,16 @@ def test_a_node_is_drained_from_anywhere(make_job: MakeJob) -> None:
     job.until_steps(10, world=1)
     finish(job, nodes[1:])
     assert recomputed(job) == 0, job.tell()
+    with EtcdClient(EtcdConfig((job.endpoint,))) as client:
+        found, _ = ledger.of_job(client, Keys(job.run_id))
+    (incident,) = [e for e in found if e.what == "incident" and e.detail["cause"] == "drained"]
+    names = [phase.name for phase in incident.phases]
+    assert names[0] == "notice"
+    assert [name for name in names if name != "round"][1:4] == ["agreed", "saved", "left"]
+    assert "round" in names, "formed while the workers were still on their way to the agreed step"
+    assert names[-2:] == ["restored", "first step"]
+    assert incident.cost is not None
+    assert (incident.cost.steps_recomputed, incident.cost.samples_recomputed) == (0, 0)
+    assert 0 < incident.cost.paused_s <= incident.cost.node_s
+    assert any(entry.what == "left" and entry.node == "node-a" and entry.phases for entry in found)
+    assert found[-1].what == "job_ended"
