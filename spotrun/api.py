@@ -36,6 +36,7 @@ from spotrun.link import Link, Place
 from spotrun.parting import Choice, Parting, choose, lost
 from spotrun.progress import Teller
 from spotrun.save_history import SaveHistory
+from spotrun.streams import ResumableLoader, Stream, pack, unpack
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +98,7 @@ class Job:
         self._options = options
         self._every = options.every
         self._batches: list[Batches] = []
+        self._streams: list[Stream] = []
         self._positions: list[dict[str, Any]] = []  # restored, for batches that are made later
         self._tracked: Tracked | None = None
         self._groups: list[dist.ProcessGroup] = []
@@ -131,6 +133,12 @@ class Job:
         self._batches.append(made)
         if index < len(self._positions):
             made.load_state_dict(self._positions[index])
+        return made
+
+    def stream(self, loader: ResumableLoader, *, elastic: bool = False) -> Stream:
+        """A loader that resumes by itself, as a part of the job; before `track`. See `spotrun.streams`."""
+        made = Stream(loader, rank=self.rank, world_size=self.world_size, elastic=elastic)
+        self._streams.append(made)
         return made
 
     def track(self, **objects: Any) -> bool:
@@ -174,6 +182,8 @@ class Job:
         """
         for batches in self._batches:
             batches.advance()
+        for stream in self._streams:
+            stream.advance()
         self.steps += 1
         if self._tracked is not None:
             self._tracked.moved = False
@@ -226,7 +236,7 @@ class Job:
             return
         if not self._tracked.sharded and self.steps and self._tracked.untouched:
             self._memory.keep(self.steps, self._tracked.state(), self._extra())
-            self._memory.rng = None  # it has gone on since
+            self._memory.own = self._own(random=False)  # random numbers have been drawn since
         if "durable" in self._wanted and not self._save_alone(self._left_s()):  # memory goes with the nodes
             self._tell_lost("a node was gone before the step that all had to agree on")
 
@@ -321,10 +331,10 @@ class Job:
         assert self._tracked is not None
         group = self._new_group()
         mine = self._memory.last.step if self._memory.last is not None else None
-        if self._memory.share(group):
+        if self._memory.share(group) and self._has_streams(mine, group):
             state, extra = self._memory.contents()
             self._tracked.load(state, whole=self.sharded)  # a world of one may have been whole, and is sharded now
-            self._resume(extra, self._memory.rng if mine == extra["step"] else None)
+            self._resume(extra, self._memory.own if mine == extra["step"] else None)
             events.emit("restored", level=logging.DEBUG, source="memory", step=self.steps, round=self.round)
         elif self._storage is not None:
             from spotrun.checkpoint import load
@@ -334,30 +344,58 @@ class Job:
             if loaded is not None:
                 self._tracked.load(state)
                 ranks = loaded.rank_states
-                self._resume(loaded.extra, ranks[self.rank] if len(ranks) == self.world_size else None)
+                self._resume(loaded.extra, ranks[self.rank] if len(ranks) == self.world_size else None, ranks[0])
                 self._saved_step = self._history.durable_step = self.steps
             else:
                 self._tracked.forget()
         self._start_audit()
         return self.steps > 0
 
-    def _resume(self, extra: Mapping[str, Any], rng: Any) -> None:
+    def _has_streams(self, mine: int | None, group: dist.ProcessGroup | None) -> bool:
+        """Whether each rank has its own state of those streams that differ from rank to rank."""
+        if all(stream.elastic for stream in self._streams):
+            return True
+        assert self._memory.last is not None
+        has = self._memory.own is not None and mine == self._memory.last.step
+        if group is None:
+            return has
+        import torch
+        import torch.distributed as dist
+
+        agreed = torch.tensor([int(has)])
+        dist.all_reduce(agreed, dist.ReduceOp.MIN, group=group)
+        return bool(agreed.item())
+
+    def _resume(self, extra: Mapping[str, Any], own: Any, of_rank_0: Any = None) -> None:
+        """`own`: what this rank kept for itself; None where it kept nothing, or where the world had another size."""
         self.steps = int(extra["step"])
         if "saves" in extra:
             self._history.load_state_dict(extra["saves"], self._unplanned)
         self._positions = list(extra["data"])
         for batches, position in zip(self._batches, self._positions, strict=False):
             batches.load_state_dict(position)
-        if rng is not None:
-            randomness.restore(rng)
+        if own is not None and own["random"] is not None:
+            randomness.restore(own["random"])
         else:
             randomness.seed_all(self.steps, self.rank, self.world_size)
+        for index, stream in enumerate(self._streams):
+            kept = extra["streams"] if stream.elastic else (own or of_rank_0)["streams"]
+            if index < len(kept):
+                stream.load_state_dict(unpack(kept[index]))  # refuses that of another rank
 
     def _extra(self) -> dict[str, Any]:
         return {
             "step": self.steps,
             "data": [batches.state_dict() for batches in self._batches],
             "saves": self._history.state_dict(self.round),
+            "streams": [pack(stream.state_dict()) if stream.elastic else None for stream in self._streams],
+        }
+
+    def _own(self, *, random: bool = True) -> dict[str, Any]:
+        """What is this rank's own."""
+        return {
+            "random": randomness.capture() if random else None,
+            "streams": [None if stream.elastic else pack(stream.state_dict()) for stream in self._streams],
         }
 
     def _start_audit(self) -> None:
@@ -409,7 +447,7 @@ class Job:
             step=self.steps,
             round=self.round,
             extra=self._extra(),
-            rank_state=randomness.capture(),
+            rank_state=self._own(),
         )
         # Where an earlier save is still under way, this one is left out, and the next is due after the interval.
         self._tried_step, self._tried_s = self.steps, time.monotonic()
@@ -421,7 +459,7 @@ class Job:
         assert self._tracked is not None
         began_s = time.monotonic()
         self._memory.keep(self.steps, self._tracked.state(), self._extra())
-        self._memory.rng = randomness.capture()
+        self._memory.own = self._own()
         self._kept_step = self.steps
         self._memory.costs_s.append(time.monotonic() - began_s)
 
@@ -502,7 +540,7 @@ class Job:
 
         state, extra = self._memory.contents()
         saver = Saver(self._storage, run_id=self._run_id, fence=self._fence, record=self._record)
-        handle = saver.save(state, step=int(extra["step"]), round=self.round, extra=extra, rank_state=self._memory.rng)
+        handle = saver.save(state, step=int(extra["step"]), round=self.round, extra=extra, rank_state=self._memory.own)
         return handle is not None and handle.give_up(within_s)
 
     def _tell_lost(self, why: str) -> None:

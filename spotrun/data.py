@@ -335,7 +335,7 @@ def _length(dataset: Any) -> int:
         raise DataError(
             f"{type(dataset).__name__} is a stream, and exact batches need samples with numbers: use a dataset with "
             f"__len__ and __getitem__, or wrap a loader that can resume, such as torchdata's StatefulDataLoader or "
-            f"MosaicML's StreamingDataLoader, in spotrun.streams.Stream"
+            f"MosaicML's StreamingDataLoader, in job.stream"
         )
     n = len(dataset)
     if n < 1:

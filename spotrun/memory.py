@@ -31,7 +31,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.last: Snapshot | None = None
-        self.rng: dict[str, Any] | None = None  # this rank's random state as of `last`
+        self.own: dict[str, Any] | None = None  # what is this rank's alone, as of `last`: random state, streams
         self.costs_s: deque[float] = deque(maxlen=5)  # of the last snapshots
         self._spare: Snapshot | None = None
 

@@ -1,6 +1,7 @@
 """Streams that resume by themselves, handed to a job: torchdata's StatefulDataLoader, MosaicML's StreamingDataLoader.
 
-    stream = Stream(StatefulDataLoader(...), rank=job.rank, world_size=job.world_size)
+    stream = job.stream(StatefulDataLoader(...))
+    job.track(...)
     for epoch in range(stream.epoch, 3):
         for batch in stream:
             ...
@@ -15,7 +16,9 @@ has none of these limits.
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +26,22 @@ from spotrun.errors import DataError
 
 if TYPE_CHECKING:
     import torch
+
+
+def pack(state: dict[str, Any]) -> str:
+    """A stream's state as text, for JSON: what libraries keep may hold tensors."""
+    import torch
+
+    packed = io.BytesIO()
+    torch.save(state, packed)
+    return base64.b64encode(packed.getvalue()).decode("ascii")
+
+
+def unpack(text: str) -> dict[str, Any]:
+    import torch
+
+    state: dict[str, Any] = torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)
+    return state
 
 
 class ResumableLoader(Protocol):

@@ -2,6 +2,7 @@
 
     with ranks() as run:
         exits = run(3, "save", directory, {"step": 1})     # tests.scripts.checkpoint_ranks.save in three processes
+        exits = run(2, "habits.train", directory, {...})   # tests.scripts.habits.train
 
 Each rank gets (rank, world size, directory, arguments), with torch.distributed set up over gloo; what it returns is in
 `directory/result-<rank>.json`. An exit code below 0 is a signal, as in subprocess.
@@ -9,6 +10,7 @@ Each rank gets (rank, world size, directory, arguments), with torch.distributed 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -76,7 +78,7 @@ def _serve() -> None:
     import torch._dynamo  # noqa: F401 - each rank would import it anew for its DTensors
     import torch.distributed as dist
 
-    from tests.scripts import checkpoint_ranks
+    from tests.scripts import checkpoint_ranks  # noqa: F401 - what most runs want is imported before the fork
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -94,7 +96,8 @@ def _serve() -> None:
                     )
                     (Path(request["directory"]) / f"pid-{rank}").write_text(str(os.getpid()))
                     dist.barrier()  # all pids are there
-                    function = getattr(checkpoint_ranks, request["what"])
+                    module, _, name = request["what"].rpartition(".")
+                    function = getattr(importlib.import_module(f"tests.scripts.{module or 'checkpoint_ranks'}"), name)
                     result = function(rank, request["world"], Path(request["directory"]), request["arguments"])
                     (Path(request["directory"]) / f"result-{rank}.json").write_text(json.dumps(result))
                     code = 0

@@ -103,6 +103,7 @@ def test_what_cannot_resume_is_refused() -> None:
         Stream(Loader()).load_state_dict({"v": 2})
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata calls it
 def test_torchdata_where_it_is_installed() -> None:
     torchdata = pytest.importorskip("torchdata.stateful_dataloader")
 
