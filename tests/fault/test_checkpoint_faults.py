@@ -106,6 +106,21 @@ def test_a_save_whose_ranks_are_killed_is_whole_or_does_not_exist(
     assert storage.directories() == ["step-00000002-r2-a1"]
 
 
+@pytest.mark.parametrize("moment", ["half create __0_0.distcp", "half create __2_0.distcp", "fence"])
+@pytest.mark.parametrize("victims", [[0, 1], [2, 3]], ids=["first-node", "last-node"])
+def test_a_save_whose_node_of_two_ranks_is_killed_is_whole_or_does_not_exist(
+    run: Run, tmp_path: Path, moment: str, victims: list[int]
+) -> None:
+    results = run(4, "save_and_die", tmp_path, {"moment": moment, "victims": victims})
+    assert [rank for rank in results if results[rank] == -9] == victims
+    told = [results[rank] for rank in range(4) if rank not in victims]
+    # A node may be gone after its part was durable: then rank 0 publishes what is whole without it.
+    saved = all("saved" in one for one in told)
+    assert saved or all(f"rank {victims[0]} is gone" in one["error"] for one in told), told
+    assert not (saved and 0 in victims)
+    assert restored(open_storage(tmp_path / "store"), verify=True) == (2 if saved else 1)
+
+
 def test_a_survivor_completes_the_save_of_replicated_state_alone(run: Run, tmp_path: Path) -> None:
     run(2, "save_and_die", tmp_path, {"moment": "half create __1_0.distcp", "victims": [1]})
     storage = open_storage(tmp_path / "store")
