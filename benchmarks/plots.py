@@ -1,7 +1,7 @@
 """A plot of a benchmark's document, as SVG that is legible on a light and on a dark page.
 
-The document of `rendezvous_scale` has curves, that of `goodput` timelines; all others are bars of medians, with the
-quartiles, one panel for each of the first figures.
+The document of `rendezvous_scale` has curves, that of `goodput` timelines, that of `same_curve` losses; all others are
+bars of medians, with the quartiles, one panel for each of the first figures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def svg(document: Mapping[str, Any]) -> bytes:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    draw = {"rendezvous_scale": _curves, "goodput": _timelines}.get(document["benchmark"], _bars)
+    draw = {"rendezvous_scale": _curves, "goodput": _timelines, "same_curve": _losses}.get(document["benchmark"], _bars)
     with matplotlib.rc_context(STYLE):
         figure = draw(pyplot, document)
         figure.tight_layout()
@@ -90,5 +90,28 @@ def _timelines(pyplot: Any, document: Mapping[str, Any]) -> Any:
         steps.spines["right"].set_visible(True)
     axes[-1, 0].set_xlabel("seconds")
     handles = [*axes[0, 0].get_legend_handles_labels()[0], *steps.get_legend_handles_labels()[0]]
+    axes[0, 0].legend(handles=handles, loc="lower left", ncols=3, bbox_to_anchor=(0, 1.15))
+    return figure
+
+
+def _losses(pyplot: Any, document: Mapping[str, Any]) -> Any:
+    """For each job its losses over those of one process, the size of its world, and the differences."""
+    curves = document["curves"]
+    figure, axes = pyplot.subplots(len(curves), 2, figsize=(9, 2.2 * len(curves)), sharex=True, squeeze=False)
+    for (left, right), curve in zip(axes, curves, strict=True):
+        steps, losses, worlds = zip(*((at["step"], at["loss"], at["world"]) for at in curve["made"]), strict=True)
+        left.plot(steps, curve["reference"], color=GREY, linewidth=4, alpha=0.4, label="one process")
+        left.plot(steps, losses, color=COLOURS[0], linewidth=1, label="changing world")
+        left.set(title=f"{curve['kind']}, {curve['dtype']}", ylabel="loss")
+        nodes = left.twinx()
+        nodes.step(steps, worlds, where="mid", color=COLOURS[1], linewidth=1, label="nodes")
+        nodes.set(ylabel="nodes", ylim=(0, 5))
+        nodes.spines["right"].set_visible(True)
+        differences = [abs(a - b) for a, b in zip(losses, curve["reference"], strict=True)]
+        right.plot(steps, differences, ".", markersize=2, color=COLOURS[0])
+        right.set(yscale="log", title="difference of the losses")
+    axes[-1, 0].set_xlabel("step")
+    axes[-1, 1].set_xlabel("step")
+    handles = [*axes[0, 0].get_legend_handles_labels()[0], *nodes.get_legend_handles_labels()[0]]
     axes[0, 0].legend(handles=handles, loc="lower left", ncols=3, bbox_to_anchor=(0, 1.15))
     return figure
