@@ -22,7 +22,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -482,19 +482,17 @@ class Job:
 
     def _make_safe(self, all_leave: bool) -> None:
         assert self._tracked is not None
-        replicated = not self._tracked.sharded
-        left_s, need_s, pending_s = self._consensus.worst(-self._left_s(), *self._needs_s())
-        parting = Parting(
-            replicated=replicated,
-            all_leave=all_leave,
-            storage=self._saver is not None,
+        parting = Parting(not self._tracked.sharded, all_leave, self._saver is not None, self._left_s())
+        if choose(parting) is Choice.IN_MEMORY:
+            return
+        left_s, need_s, pending_s = self._consensus.worst(-parting.left_s, *self._needs_s())
+        parting = replace(
+            parting,
             left_s=-left_s,
             need_s=need_s if need_s >= 0 else None,
             pending_s=pending_s if pending_s >= 0 else None,
         )
         choice = choose(parting)
-        if choice is Choice.IN_MEMORY:
-            return
         end_s = time.monotonic() + parting.left_s
         why = "there is no checkpoint_dir, and no node is left to hold them"
         if self._saver is not None:
