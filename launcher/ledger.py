@@ -68,7 +68,7 @@ class Entry:
 
 BY_EACH = {
     *("notice", "notice_may", "notice_withdrawn", "signal", "left", "agent_dead", "quarantined"),
-    *("worker_failed", "hung", "fenced", "stuck", "zygote_lost"),
+    *("worker_failed", "hung", "fenced", "stuck", "zygote_lost", "state_lost", "state_unknown"),
 }
 BY_FIRST = {"round_formed", "incident", "job_ended"}  # heard by all nodes, told by that of rank 0
 _OWN = {"v", "kind", "node", "wall_s", "mono_s", "round", "step", "message", "phases", "cost"}

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from spotrun.checkpoint import Manifest, list_checkpoints, open_storage
+from spotrun.launcher import ledger
+from spotrun.rendezvous.etcd import EtcdClient, EtcdConfig
+from spotrun.rendezvous.keys import Keys
 from tests.jobs import Node, RealJob
 from tests.waiting import until
 
@@ -70,6 +73,9 @@ def test_a_notice_without_a_place_for_the_state_says_what_is_lost(make_job: Make
     assert (lost["step"], lost["durable_step"]) == (last_step(job), 0)
     assert f"{lost['step']} steps up to step {lost['step']} are lost: there is no checkpoint_dir" in lost["message"]
     assert node.output().count(lost["message"]) == 1
+    with EtcdClient(EtcdConfig((job.endpoint,))) as client:
+        told = [entry.message for entry in ledger.of_job(client, Keys(job.run_id))[0] if entry.what == "state_lost"]
+    assert told == [lost["message"]], "it is in the ledger, too"
 
 
 def test_a_storage_that_hangs_does_not_keep_a_node_beyond_its_notice(make_job: MakeJob) -> None:
