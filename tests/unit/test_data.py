@@ -287,7 +287,7 @@ class Endless(IterableDataset[int]):
 
 def test_streams_are_sent_to_the_adapters() -> None:
     for dataset in (Endless(), iter([1])):
-        with pytest.raises(DataError, match=r"StatefulDataLoader.*spotrun\.streams\.Stream"):
+        with pytest.raises(DataError, match=r"StatefulDataLoader.*job\.stream"):
             Batches(dataset, global_batch_size=1)  # type: ignore[arg-type]
 
 
