@@ -92,9 +92,10 @@ class Schedule:
         self._until_step(step + 3, world=size)
 
     def _rounds(self) -> list[int]:
-        """The sizes of all rounds so far."""
-        formed = [event for event in self._job.events(self.living[0]) if event["kind"] == "round_formed"]
-        return [len(event["nodes"]) for event in formed]
+        """The sizes of all rounds so far. A node that comes tells of its round before the others have left theirs."""
+        events = [event for node in self.living for event in self._job.events(node)]
+        sizes = {event["round"]: len(event["nodes"]) for event in events if event["kind"] == "round_formed"}
+        return [sizes[number] for number in sorted(sizes)]
 
     def _allow(self, step: int) -> None:
         new = self._limit.with_suffix(".new")
