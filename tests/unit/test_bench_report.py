@@ -67,5 +67,10 @@ def test_curves_and_timelines_have_plots_of_their_own(tmp_path: Path) -> None:
     }
     goodput.extra["timelines"] = [line]
     goodput.write(tmp_path / "goodput.json")
+    same = Measurement("same_curve", "Same curve", "", ("largest_difference",), {}, machine=dict(MACHINE))
+    same.add({"largest_difference": 1e-6}, kind="ddp", dtype="float32")
+    made = [{"step": step, "loss": 1 / step, "world": 2} for step in (1, 2)]
+    same.extra["curves"] = [{"kind": "ddp", "dtype": "float32", "made": made, "reference": [1.0, 0.4999]}]
+    same.write(tmp_path / "same.json")
     assert write(tmp_path, tmp_path / "report.html") == []
     assert json.loads((tmp_path / "goodput.json").read_text())["timelines"] == [line]
