@@ -464,8 +464,9 @@ class SpotAgent(LocalElasticAgent):
     def _tell_unsaved(self) -> None:
         """Workers are ended because this node goes: say so where spotrun does not know their state to be safe."""
         situation = self._situation()
-        if situation.leaving and situation.workers == "running" and not situation.ready:
-            kind, why = unsaved(situation.cooperative)
+        going_on = situation.leaving and situation.standing.outcome is None
+        if going_on and situation.workers in ("running", "failed") and not situation.ready:
+            kind, why = unsaved(situation.workers == "failed", situation.cooperative)
             events.emit(kind, why, level=logging.WARNING)
 
     def _finish(self) -> RunResult:

@@ -56,13 +56,13 @@ class Leaving:
         return f"This node left the job: {', '.join(reasons)}."
 
 
-def unsaved(cooperative: bool) -> tuple[str, str]:
+def unsaved(failed: bool, cooperative: bool) -> tuple[str, str]:
     """The event and what it says to people, where workers are ended that have not left at an agreed step."""
+    back = "the others go back to the last step that is in memory or in a checkpoint"
+    if failed:
+        return "state_lost", f"a worker here failed before this node could leave: {back}"
     if cooperative:
-        return "state_lost", (
-            "the workers here did not reach the end of a step in the time there was: the others go back to the last "
-            "step that is in memory or in a checkpoint"
-        )
+        return "state_lost", f"the workers here did not reach the end of a step in the time there was: {back}"
     return "state_unknown", (
         "the script does not use the training API: what it has not saved by itself when SIGTERM reaches it is lost"
     )

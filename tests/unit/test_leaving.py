@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from spotrun.launcher.leaving import MARGIN_S, Leaving
+from spotrun.launcher.leaving import MARGIN_S, Leaving, unsaved
 from spotrun.launcher.notices.notice import Grade, Notice
 from spotrun.rendezvous.state import Drain
 
@@ -51,3 +51,10 @@ def test_withdrawing_the_last_notice_keeps_the_node(also: bool, last: bool) -> N
     assert leaving.withdraw(notice("a", 0.0)) is last
     assert leaving.wanted is also
     assert not leaving.withdraw(notice("never heard", 0.0))
+
+
+def test_what_is_not_known_to_be_safe_is_told() -> None:
+    assert unsaved(failed=False, cooperative=False)[0] == "state_unknown"
+    kind, why = unsaved(failed=False, cooperative=True)
+    assert kind == "state_lost" and why.startswith("the workers here did not reach the end of a step in the time")
+    assert unsaved(failed=True, cooperative=False)[1].startswith("a worker here failed before this node could leave")
