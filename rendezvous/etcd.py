@@ -37,6 +37,7 @@ __all__ = [
     "EtcdConfig",
     "KeepAlive",
     "KeyValue",
+    "MemberStatus",
     "Op",
     "TxnResult",
     "Watch",
@@ -126,6 +127,17 @@ class TxnResult:
     responses: tuple[tuple[KeyValue, ...], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class MemberStatus:
+    """What the member in use says of itself."""
+
+    version: str
+    db_bytes: int
+    quota_bytes: int  # 0: it does not tell, as before 3.6
+    leader: int  # 0: it knows none
+    errors: tuple[str, ...]  # its alarms
+
+
 class EtcdClient:
     """A client; it connects on first use. Close it, or use it as a context manager."""
 
@@ -174,6 +186,10 @@ class EtcdClient:
             if "permission denied" not in str(error):  # for this key; others will be allowed
                 raise
         return str(status.version)
+
+    def status(self) -> MemberStatus:
+        found = self._call(messages.STATUS, messages.StatusRequest())
+        return MemberStatus(found.version, found.dbSize, found.dbSizeQuota, found.leader, tuple(found.errors))
 
     def get(self, key: str) -> KeyValue | None:
         found = self._call(messages.RANGE, _range(key, False)).kvs

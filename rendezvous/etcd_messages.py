@@ -121,6 +121,10 @@ StatusRequest
 StatusResponse
     ResponseHeader header = 1
     string version = 2
+    int64 dbSize = 3
+    int64 leader = 4
+    repeated string errors = 8
+    int64 dbSizeQuota = 12
 """
 
 # Values of the enumerations

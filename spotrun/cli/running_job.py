@@ -16,9 +16,7 @@ from spotrun.errors import UsageError
 from spotrun.rendezvous.etcd import EtcdClient, EtcdConfig
 from spotrun.rendezvous.keys import Keys, check_run_id
 
-_OPTIONS = (
-    click.option("--rdzv-endpoint", required=True, envvar="PET_RDZV_ENDPOINT", help="The etcd of the job."),
-    click.option("--rdzv-id", required=True, envvar="PET_RDZV_ID", help="The job."),
+ETCD_OPTIONS = (
     click.option("--etcd-cacert", type=Path, envvar="SPOTRUN_ETCD_CACERT", help="CA certificate of etcd."),
     click.option("--etcd-cert", type=Path, envvar="SPOTRUN_ETCD_CERT", help="Client certificate."),
     click.option("--etcd-key", type=Path, envvar="SPOTRUN_ETCD_KEY", help="Its key."),
@@ -27,6 +25,30 @@ _OPTIONS = (
         "--etcd-password-file", type=Path, envvar="SPOTRUN_ETCD_PASSWORD_FILE", help="File with the password."
     ),
 )
+_OPTIONS = (
+    click.option("--rdzv-endpoint", required=True, envvar="PET_RDZV_ENDPOINT", help="The etcd of the job."),
+    click.option("--rdzv-id", required=True, envvar="PET_RDZV_ID", help="The job."),
+    *ETCD_OPTIONS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdFlags:
+    """The values of ETCD_OPTIONS."""
+
+    etcd_cacert: Path | None
+    etcd_cert: Path | None
+    etcd_key: Path | None
+    etcd_user: str | None
+    etcd_password_file: Path | None
+
+    def config(self, endpoint: str) -> EtcdConfig:
+        """Raises UsageError."""
+        check_tls(self.etcd_cacert, self.etcd_cert, self.etcd_key)
+        password = read_password(self.etcd_password_file) if self.etcd_user else None
+        return EtcdConfig(
+            parse_endpoints(endpoint), self.etcd_cacert, self.etcd_cert, self.etcd_key, self.etcd_user, password
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +80,22 @@ def of_running_job(command: Callable[..., Any]) -> Callable[..., Any]:
         etcd_password_file: Path | None,
         **arguments: Any,
     ) -> Any:
-        check_tls(etcd_cacert, etcd_cert, etcd_key)
-        password = read_password(etcd_password_file) if etcd_user else None
-        config = EtcdConfig(parse_endpoints(rdzv_endpoint), etcd_cacert, etcd_cert, etcd_key, etcd_user, password)
+        flags = EtcdFlags(etcd_cacert, etcd_cert, etcd_key, etcd_user, etcd_password_file)
+        config = flags.config(rdzv_endpoint)
         return command(RunningJob(Keys(check_run_id(rdzv_id)), config), **arguments)
 
-    for option in reversed(_OPTIONS):
-        call = option(call)
-    return call
+    return with_options(_OPTIONS)(call)
+
+
+def with_options(options: tuple[Callable[..., Any], ...]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Gives a click command these options, in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def find_name(names: list[str], wanted: str, what: str) -> str:
