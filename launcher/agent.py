@@ -41,12 +41,13 @@ from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
 from spotrun.rendezvous.handler import EtcdRendezvousHandler
 from spotrun.rendezvous.hangs import where
-from spotrun.rendezvous.state import Drain, Report, Round, Stall
+from spotrun.rendezvous.state import Drain, Progress, Report, Round, Stall
 
 logger = logging.getLogger("spotrun")
 
 RELEASE_S = 5.0  # workers whose round is over leave it within this time, or are ended
 BOUNDARY_S = 600.0  # and this long where they may go on to the agreed step first: a model may have to be compiled
+CURVE_S = 5.0  # between two points of the curve of steps and loss: 2 MB a day in the ledger's file
 ABORT_GRACE_S = 1.0  # between SIGTERM and SIGKILL where the round is over anyway; no handler can still use a collective
 
 
@@ -105,6 +106,7 @@ class SpotAgent(LocalElasticAgent):
         )
         self._told_stalls: tuple[Stall, ...] = ()
         self._tell_at_s: float | None = None
+        self._curve_due_s = 0.0
         self._released_for = 0
         self._told_drains: tuple[int, frozenset[str]] = (0, frozenset())
         self._overdue_s: float | None = None
@@ -443,6 +445,21 @@ class SpotAgent(LocalElasticAgent):
             self._tell_at_s = self._teller.tell(progress, time.monotonic())
             if progress is not None:
                 self._tell_incident(self._incidents.stepped(progress, time.monotonic()))
+                self._tell_curve(progress)
+
+    def _tell_curve(self, progress: Progress) -> None:
+        """A point of the curve of steps and loss, for the ledger's file."""
+        if self._ledger.first and time.monotonic() >= self._curve_due_s:
+            self._curve_due_s = time.monotonic() + CURVE_S
+            events.emit(
+                "progress",
+                level=logging.DEBUG,
+                round=progress.round,
+                step=progress.step,
+                samples=progress.samples,
+                loss=progress.loss,
+                step_s=progress.step_time_s,
+            )
 
     def _tell_silence(self) -> None:
         due_s = self._incidents.due_s

@@ -104,9 +104,9 @@ def parse_events(value: str) -> Path:
     return path
 
 
-def parse_price(value: str) -> float:
+def parse_price(value: str, flag: str = "--price-per-node-hour") -> float:
     if not _is_number(value):
-        raise UsageError(f"--price-per-node-hour={value} is no price: give a number such as 2.35.")
+        raise UsageError(f"{flag}={value} is no price: give a number such as 2.35.")
     return float(value)
 
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "demo": Command("spotrun.cli.demo:main", "See training survive on this one machine."),
     "drain": Command("spotrun.cli.drain:drain", "Make a node of a running job leave, without losing a step."),
     "readmit": Command("spotrun.cli.readmit:readmit", "Let a node in again that was kept out for its failures."),
+    "report": Command("spotrun.cli.report:report", "Write what happened to a job into one HTML file."),
     "doctor": Command("spotrun.cli.doctor:doctor", "Find out what would go wrong before a job starts."),
     "audit": Command("spotrun.cli.audit:audit", "Prove from a job's audit that each sample was used exactly once."),
     "checkpoints": Command("spotrun.cli.checkpoints:checkpoints", "List, verify, prune and export checkpoints."),

@@ -1,0 +1,161 @@
+"""What a ledger says of a job: its rounds, where each node's time went, and what that cost. Pure.
+
+The clocks of nodes are not compared for any decision; here their readings are put on one axis for people to look at,
+and each pause is as long as the node that tells of it measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from spotrun.launcher.ledger import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Part of a round, in seconds from the beginning of the job."""
+
+    start_s: float
+    end_s: float
+    state: str  # training, paused or restoring
+    nodes: tuple[str, ...]
+    round: int
+
+    @property
+    def node_s(self) -> float:
+        return (self.end_s - self.start_s) * len(self.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    number: int
+    start_s: float
+    end_s: float
+    nodes: tuple[str, ...]
+    world_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """How far training was."""
+
+    at_s: float
+    step: int
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Where the paid node-seconds went."""
+
+    useful: float
+    recomputed: float  # steps that were made again
+    waiting: float  # from the last step before a change to the round after it
+    restart: float  # from that round to its first step
+
+    @property
+    def total(self) -> float:
+        return self.useful + self.recomputed + self.waiting + self.restart
+
+    @property
+    def goodput(self) -> float:
+        return self.useful / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    began_wall_s: float
+    length_s: float
+    rounds: tuple[Round, ...]
+    spans: tuple[Span, ...]
+    nodes: tuple[str, ...]  # in the order in which they came
+    incidents: tuple[Entry, ...]
+    points: tuple[Point, ...]
+    split: Split
+    ended: str  # how; empty while it runs
+
+
+def of(entries: Iterable[Entry]) -> History:
+    """The history that the entries of one job tell; entries of several nodes' files may tell the same twice."""
+    told = sorted(entries, key=lambda it: it.wall_s)
+    began_s = told[0].wall_s if told else 0.0
+    end = next((it for it in reversed(told) if it.what == "job_ended"), None)
+    length_s = (end.wall_s if end else told[-1].wall_s) - began_s if told else 0.0
+    rounds = _rounds(told, began_s, length_s)
+    incidents = _once(it for it in told if it.what == "incident")
+    spans: list[Span] = []
+    recomputed = 0.0
+    by_round = {it.round: it for it in incidents}
+    for index, current in enumerate(rounds):
+        incident = by_round.get(current.number)
+        following = by_round.get(rounds[index + 1].number) if index + 1 < len(rounds) else None
+        spans += _spans(current, incident, following, began_s)
+        if incident is not None and incident.cost is not None:
+            members = len(_nodes(incident)) or len(current.nodes)
+            recomputed += max(0.0, incident.cost.node_s - incident.cost.paused_s * members)
+    by_state = {
+        state: sum(it.node_s for it in spans if it.state == state) for state in ("training", "paused", "restoring")
+    }
+    recomputed = min(recomputed, by_state["training"])
+    split = Split(by_state["training"] - recomputed, recomputed, by_state["paused"], by_state["restoring"])
+    points = [
+        Point(
+            it.wall_s - began_s, it.step, float(it.detail["loss"]) if it.detail.get("loss", "None") != "None" else None
+        )
+        for it in told
+        if it.what == "progress"
+    ]
+    nodes = tuple(dict.fromkeys(node for it in rounds for node in it.nodes))
+    return History(
+        began_s,
+        length_s,
+        tuple(rounds),
+        tuple(spans),
+        nodes,
+        tuple(incidents),
+        tuple(points),
+        split,
+        end.message or end.detail.get("state", "ended") if end else "",
+    )
+
+
+def _once(entries: Iterable[Entry]) -> list[Entry]:
+    """One entry a round: that of its rank 0, else of whoever spoke first."""
+    found: dict[int, Entry] = {}
+    for it in entries:
+        if it.round not in found or (_nodes(it)[:1] == (it.node,) and found[it.round].node != it.node):
+            found[it.round] = it
+    return [found[number] for number in sorted(found)]
+
+
+def _nodes(entry: Entry) -> tuple[str, ...]:
+    return tuple(name for name in entry.detail.get("nodes", "").split(",") if name)
+
+
+def _rounds(told: Sequence[Entry], began_s: float, length_s: float) -> list[Round]:
+    formed = _once(it for it in told if it.what == "round_formed")
+    found = []
+    for index, it in enumerate(formed):
+        following = formed[index + 1].wall_s - began_s if index + 1 < len(formed) else length_s
+        start_s = it.wall_s - began_s
+        nodes = _nodes(it)
+        size = int(it.detail.get("world_size", len(nodes)))
+        found.append(Round(it.round, start_s, max(start_s, following), nodes, size))
+    return found
+
+
+def _spans(current: Round, incident: Entry | None, following: Entry | None, began_s: float) -> list[Span]:
+    """What its members did: restoring up to the first step, then training, then paused once no step followed."""
+    first_s = current.start_s
+    if incident is not None:
+        first_s = min(max(current.start_s, incident.wall_s - began_s), current.end_s)
+    last_s = current.end_s
+    if following is not None and following.cost is not None:
+        last_s = min(max(first_s, following.wall_s - began_s - following.cost.paused_s), current.end_s)
+    cut = [
+        (current.start_s, first_s, "restoring"),
+        (first_s, last_s, "training"),
+        (last_s, current.end_s, "paused"),
+    ]
+    return [Span(start, end, state, current.nodes, current.number) for start, end, state in cut if end > start]

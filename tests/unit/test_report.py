@@ -1,0 +1,110 @@
+"""What a report says of a ledger."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spotrun.cli.report import report
+from spotrun.launcher.ledger import Cost, Entry, Phase
+from spotrun.rendezvous.state import encode
+from spotrun.report.history import History, of
+from spotrun.report.page import Prices, page
+
+BEGAN_S = 1_700_000_000.0
+
+
+def formed(number: int, at_s: float, nodes: str, by: str = "a") -> Entry:
+    detail = {"nodes": nodes, "world_size": str(2 * len(nodes.split(","))), "cause": "lost", "reason": "c lost"}
+    return Entry(f"{by}-r{number}", "round_formed", by, BEGAN_S + at_s, round=number, detail=detail)
+
+
+def incident(number: int, at_s: float, nodes: str, paused_s: float, node_s: float, by: str = "a") -> Entry:
+    detail = {"nodes": nodes, "cause": "lost", "reason": "c lost <at once>"}
+    cost = Cost(paused_s, 5, 40, node_s, 0.01)
+    phases = (Phase("lost", 0.0), Phase("round", 1.0), Phase("first step", paused_s - 1.0))
+    return Entry(f"{by}-i{number}", "incident", by, BEGAN_S + at_s, number, 100, "", phases, cost, detail)
+
+
+# Three nodes from 0 to 100 s, first step at 10; c is lost at 99, round 2 at 100, first step at 104; all ends at 200.
+LEDGER = [
+    formed(1, 0, "a,b,c"),
+    formed(1, 0.2, "a,b,c", by="b"),  # each node's file tells it
+    incident(1, 10, "a,b,c", 10.0, 30.0),
+    formed(2, 100, "a,b"),
+    formed(2, 100.1, "a,b", by="b"),
+    incident(2, 104.3, "a,b", 5.0, 15.0, by="b"),
+    incident(2, 104, "a,b", 5.0, 16.0),
+    *(
+        Entry(f"a-p{i}", "progress", "a", BEGAN_S + 20 * i, 1, 10 * i, detail={"loss": str(4.0 / i)})
+        for i in range(1, 10)
+    ),
+    Entry("a-e", "job_ended", "a", BEGAN_S + 200, message="the job succeeded: all workers finished"),
+]
+
+
+@pytest.fixture
+def history() -> History:
+    return of(reversed(LEDGER))
+
+
+def test_rounds_are_told_once_and_in_order_whoever_tells(history: History) -> None:
+    assert [(it.number, it.start_s, it.end_s, it.world_size) for it in history.rounds] == [
+        (1, 0, 100, 6),
+        (2, 100, 200, 4),
+    ]
+    assert [it.node for it in history.incidents] == ["a", "a"]
+    assert history.nodes == ("a", "b", "c")
+    assert history.length_s == 200
+
+
+def test_what_a_node_did_has_no_gap_and_no_overlap(history: History) -> None:
+    of_b = [(it.start_s, it.end_s, it.state) for it in history.spans if "b" in it.nodes]
+    assert of_b == [
+        (0, 10, "restoring"),
+        (10, 99, "training"),
+        (99, 100, "paused"),
+        (100, 104, "restoring"),
+        (104, 200, "training"),
+    ]
+    assert max(it.end_s for it in history.spans if "c" in it.nodes) == 100
+
+
+def test_the_split_adds_up_to_what_was_paid(history: History) -> None:
+    split = history.split
+    assert split.total == pytest.approx(3 * 100 + 2 * 100)
+    assert split.waiting == pytest.approx(3 * 1)
+    assert split.restart == pytest.approx(3 * 10 + 2 * 4)
+    assert split.recomputed == pytest.approx(16 - 2 * 5)
+    assert split.goodput == pytest.approx((500 - 3 - 38 - 6) / 500)
+
+
+def test_the_cost_is_set_against_on_demand(history: History) -> None:
+    text = page("run", history, Prices(3.6, 36.0))
+    assert f"{500 / 3600:.3f} node-hours at 3.6 are 0.5000" in text
+    assert f"{453 / 3600 * 36:.4f}" in text
+    assert "give --price-per-node-hour" in page("run", history, Prices())
+
+
+def test_the_page_is_whole_and_takes_nothing_from_elsewhere(history: History) -> None:
+    text = page("<run>", history, Prices(1.0))
+    assert "&lt;run&gt;" in text and "<run>" not in text
+    assert "c lost &lt;at once&gt;" in text
+    assert "http" not in text and "<script" not in text and "url(" not in text
+
+
+def test_a_ledger_that_has_just_begun_is_a_page(history: History) -> None:
+    for entries in ([], LEDGER[:1], LEDGER[:3]):
+        assert "still running" in page("run", of(entries), Prices())
+
+
+def test_the_command_reads_the_files_of_all_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for node in "ab":
+        lines = [encode(it) + b"\n" for it in LEDGER if it.node == node]
+        (tmp_path / f"job-{node}.ledger.jsonl").write_bytes(b"".join(lines))
+    out = tmp_path / "out.html"
+    report.main([str(tmp_path), "-o", str(out)], standalone_mode=False)
+    assert "6 &gt; 4 workers" in out.read_text()
+    assert json.loads(lines[0])["v"] == 1
