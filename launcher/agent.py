@@ -428,7 +428,8 @@ class SpotAgent(LocalElasticAgent):
             self._incidents.sign("notice", time.monotonic())
             seconds_left = min(drain.seconds_left for drain in leaving.values())
             everyone = len(leaving) == len(self._round.members)
-            self._link.tell({"op": "drain", "seconds_left": seconds_left, "save": everyone})
+            goes = self._membership.standing().node_id in leaving
+            self._link.tell({"op": "drain", "seconds_left": seconds_left, "save": everyone, "goes": goes})
             events.emit(
                 "workers_told",
                 round=self._round.number,

@@ -46,6 +46,7 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
         raise UsageError("The etcd-v3 backend starts programs, not functions: give a script, or --rdzv-backend=c10d.")
     config.event_log_handler = torch_events.chosen(config.event_log_handler)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = config.signals_to_handle  # as torchrun passes it to the workers
+    os.environ["SPOTRUN_REPLICAS"] = str(options.replicas)
     if options.audit is not None:
         os.environ["SPOTRUN_AUDIT"] = str(options.audit)
     # The order counts: the process that starts workers must be there before grpc has threads.

@@ -2,13 +2,15 @@
 
 A worker that uses the training API connects and says hello. From the agent it hears
 
-    {"op": "drain", "seconds_left": s, "save": bool}   a node of the job is to leave; save: nobody would be left
+    {"op": "drain", "seconds_left": s, "save": bool, "goes": bool}   a node of the job is to leave; save: nobody would
+                                                       be left; goes: it is this one
     {"op": "release", "planned": bool}                 a newer round was formed: stop at the agreed step, or right now
     {"op": "round", ...}                               its place in the next round
     {"op": "save"}                                     take a checkpoint at the next step
     {"op": "where"}                                    no step is made any more: where does it stand?
 
     {"op": "answer", "yes": bool}                      to a "commit"
+    {"op": "segments", "paths": {name: path}}          to a "segment"
 
 and it says
 
@@ -19,6 +21,7 @@ and it says
     {"op": "busy", "busy": bool}                       it does something else than stepping, which may take long
     {"op": "where", "step": n, "place": text, "waits": bool}    its last step, and its main thread; see whereabouts.py
     {"op": "ready", "agreed": bool, "in_place": bool}  its process groups are gone; agreed: after the agreed step
+    {"op": "segment"[, "name": text, "size_bytes": n]}    where the snapshots in memory lie, with this one; snapshots.py
     {"op": "lost", "step": n, "durable_step": n, "why": text}    a noticed state is in no place that stays
     {"op": "commit", "what": "fence"|"record", "round": n, "step": n, "name": text}    around a checkpoint's publication
     {"op": "commit", "what": "forget", "step": n, "name": text}    it is deleted; there is no answer
@@ -45,6 +48,7 @@ from spotrun import events
 from spotrun.launcher.incident import Mark
 from spotrun.launcher.notices.notice import bounded
 from spotrun.launcher.progress import Steps
+from spotrun.launcher.snapshots import Snapshots
 
 logger = logging.getLogger("spotrun")
 
@@ -83,6 +87,7 @@ class Link:
         """`commit` is called with each such message and the function that takes its answer, from any thread."""
         self._commit = commit
         self._mark = mark
+        self._snapshots = Snapshots()
         self._directory = Path(tempfile.mkdtemp(prefix="spotrun-link-"))
         self.path = self._directory / "agent.sock"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -136,6 +141,7 @@ class Link:
 
     def close(self) -> None:
         self.forget()
+        self._snapshots.close()
         self._selector.close()
         self._listener.close()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -182,6 +188,13 @@ class Link:
         elif op == "where":
             place = bounded(str(message["place"]))
             connection.where = Whereabouts(int(message["step"]), place, bool(message["waits"]))
+        elif op == "segment":
+            if "name" in message:
+                try:
+                    self._snapshots.make(str(message["name"]), int(message["size_bytes"]))
+                except (OSError, ValueError) as error:
+                    logger.warning("no memory for a snapshot: %s", error)
+            self.tell({"op": "segments", "paths": self._snapshots.paths()}, connection)
         elif op == "lost":
             events.emit(
                 "state_lost",

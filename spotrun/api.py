@@ -45,13 +45,16 @@ if TYPE_CHECKING:
     from spotrun.checkpoint import SaveHandle, Saver, Storage
     from spotrun.job_state import Tracked
     from spotrun.memory import Memory
+    from spotrun.snapshots import Found, Snapshots
 
 logger = logging.getLogger("spotrun")
 
 ALONE_ENV = "SPOTRUN_ALONE"  # what `spotrun --standalone` sets for its workers
 AUDIT_ENV = "SPOTRUN_AUDIT"  # what `spotrun --audit DIR` sets for its workers
+REPLICAS_ENV = "SPOTRUN_REPLICAS"  # what `spotrun --replicas N` sets for its workers
 SNAPSHOT_SAMPLES = 3
 LAST_SAVE_S = 600.0  # a save at the end of training, or where nobody would be left, may take this long
+CLOSE_S = 5.0  # for copies under way when a round ends; where a peer is gone they end by themselves
 MARGIN_S = 1.5  # of a drain's deadline, left for leaving; more than the agent keeps for itself
 
 
@@ -90,6 +93,7 @@ class Job:
         self.round = place.round
         self.device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self.steps = 0  # optimizer steps committed since the training began
+        self._place = place
         self._run_id = place.run_id
         self._unplanned = place.unplanned
         self._link = link
@@ -106,9 +110,8 @@ class Job:
         self._storage: Storage | None = None
         self._saver: Saver | None = None
         self._saving: SaveHandle | None = None
-        self._kept_step = 0  # of the last snapshot; equal on all ranks
+        self._snapshots: Snapshots | None = None
         self._saved_step = -1  # of the last save that was begun, or that was restored; equal on all ranks
-        self._tried_step, self._tried_s = 0, time.monotonic()
         self._history = SaveHistory()
         self._step_s: float | None = None
         self._stepped_s = time.monotonic()
@@ -156,7 +159,6 @@ class Job:
         restored = self._restore()
         self.mark("restored")
         self._tracked.moved = False
-        self._tried_step = self._kept_step = self.steps
         return restored
 
     # -- in the loop
@@ -191,17 +193,21 @@ class Job:
         took_s, self._stepped_s = now_s - self._stepped_s, now_s
         self._step_s = took_s if self._step_s is None else 0.9 * self._step_s + 0.1 * took_s
         wishes = set(self._wanted)
-        if save or self._is_save_due(now_s):
+        if save or self._is_save_due():
             wishes.add("save")
+        if self._snapshots is not None:
+            wishes |= self._snapshots.wishes()
         every = self._snapshot_every(self._step_s)
         granted, every = self._consensus.exchange(wishes, every)
         if "leave" in granted:
             self.mark("agreed")
             self._leave(durable="durable" in granted)
-        if "save" in granted or self._is_save_due_by_steps():
+        save = "save" in granted or self._is_save_due_by_steps()
+        if save:
             self._save()
-        elif self._tracked is not None and not self._tracked.sharded and self.steps - self._kept_step >= every > 0:
-            self._snapshot()
+        # A step that is saved is kept in memory, too, which is thereby as new as what is durable.
+        if self._snapshots is not None and self._snapshots.due(self.steps, 1 if save else every, granted):
+            self._snapshots.take(self.steps, self._extra(), self._own())
         if self._link is not None:
             self._link.step = self.steps
         if self._teller is not None and self._teller.due(took_s, now_s):
@@ -211,7 +217,7 @@ class Job:
                 loss,
                 step=self.steps,
                 samples=self._samples,
-                snapshot_step=self._kept_step,
+                snapshot_step=self._snapshots.step if self._snapshots is not None else 0,
                 commit_step=self._history.durable_step,
             )
 
@@ -232,11 +238,10 @@ class Job:
     def keep(self) -> None:
         """A collective failed: where no optimizer has moved since the last step, the live state is that step's."""
         self.mark("broken")
-        if self._tracked is None:
+        if self._tracked is None or self._snapshots is None:
             return
         if not self._tracked.sharded and self.steps and self._tracked.untouched:
-            self._memory.keep(self.steps, self._tracked.state(), self._extra())
-            self._memory.own = self._own(random=False)  # random numbers have been drawn since
+            self._snapshots.keep(self.steps, self._extra(), self._own(random=False))  # numbers have been drawn since
         if "durable" in self._wanted and not self._save_alone(self._left_s()):  # memory goes with the nodes
             self._tell_lost("a node was gone before the step that all had to agree on")
 
@@ -262,6 +267,8 @@ class Job:
             audit.close()
         if self._saver is not None:
             self._saver.close(0.0)
+        if self._snapshots is not None:
+            self._snapshots.idle(CLOSE_S)  # its group is about to go
         self._groups = []
 
     # -- inside
@@ -329,16 +336,18 @@ class Job:
 
     def _restore(self) -> bool:
         assert self._tracked is not None
+        from spotrun.checkpoint import load
+        from spotrun.snapshots import Snapshots
+
         group = self._new_group()
-        mine = self._memory.last.step if self._memory.last is not None else None
-        if self._memory.share(group) and self._has_streams(mine, group):
-            state, extra = self._memory.contents()
-            self._tracked.load(state, whole=self.sharded)  # a world of one may have been whole, and is sharded now
-            self._resume(extra, self._memory.own if mine == extra["step"] else None)
+        copies = int(os.environ.get(REPLICAS_ENV, "1"))
+        self._snapshots = Snapshots(self._memory, self._place, self._tracked, group, copies)
+        found = self._snapshots.find()
+        if found is not None and self._is_best(found) and self._snapshots.load(found):
+            self._resume(found.extra, found.own)
+            self._history.owed = self._history.unfinished
             events.emit("restored", level=logging.DEBUG, source="memory", step=self.steps, round=self.round)
         elif self._storage is not None:
-            from spotrun.checkpoint import load
-
             state = self._tracked.state()
             loaded = load(self._storage, state, group=group, verify=self._options.verify)
             if loaded is not None:
@@ -346,25 +355,24 @@ class Job:
                 ranks = loaded.rank_states
                 self._resume(loaded.extra, ranks[self.rank] if len(ranks) == self.world_size else None, ranks[0])
                 self._saved_step = self._history.durable_step = self.steps
+                self._history.begun(self.steps)
             else:
                 self._tracked.forget()
+        self._snapshots.step = self.steps
         self._start_audit()
         return self.steps > 0
 
-    def _has_streams(self, mine: int | None, group: dist.ProcessGroup | None) -> bool:
-        """Whether each rank has its own state of those streams that differ from rank to rank."""
-        if all(stream.elastic for stream in self._streams):
-            return True
-        assert self._memory.last is not None
-        has = self._memory.own is not None and mine == self._memory.last.step
-        if group is None:
-            return has
-        import torch
-        import torch.distributed as dist
+    def _is_best(self, found: Found) -> bool:
+        """Whether the snapshot in memory is newer than what is durable, and has all that the streams need."""
+        assert self._snapshots is not None
+        if self._storage is not None and not found.final:
+            from spotrun.checkpoint import list_checkpoints, newest
 
-        agreed = torch.tensor([int(has)])
-        dist.all_reduce(agreed, dist.ReduceOp.MIN, group=group)
-        return bool(agreed.item())
+            durable = newest(list_checkpoints(self._storage)) if self.rank == 0 else None
+            if self._snapshots.told(0 if durable is None else durable.step)[0] > found.step:
+                return False
+        # Those that differ from rank to rank need each rank's own word.
+        return all(stream.elastic for stream in self._streams) or all(self._snapshots.told(found.own is not None))
 
     def _resume(self, extra: Mapping[str, Any], own: Any, of_rank_0: Any = None) -> None:
         """`own`: what this rank kept for itself; None where it kept nothing, or where the world had another size."""
@@ -384,6 +392,7 @@ class Job:
                 stream.load_state_dict(unpack(kept[index]))  # refuses that of another rank
 
     def _extra(self) -> dict[str, Any]:
+        self._learn_cost()
         return {
             "step": self.steps,
             "data": [batches.state_dict() for batches in self._batches],
@@ -413,9 +422,9 @@ class Job:
         """All ranks count alike."""
         by_steps = self._saver is not None and self._every.unit == "steps"
         history = self._history
-        return by_steps and self._every.due(self.steps - self._tried_step, 0.0, history.cost, history.losses)
+        return by_steps and self._every.due(history.since(self.steps)[0], 0.0, history.cost, history.losses)
 
-    def _is_save_due(self, now_s: float) -> bool:
+    def _is_save_due(self) -> bool:
         """Clocks differ: rank 0 decides for all, by the consensus."""
         if self.rank != 0 or self._saver is None or self._tracked is None:
             return False
@@ -425,7 +434,7 @@ class Job:
             return False
         self._learn_cost()
         cost, losses = self._history.cost, self._history.losses
-        return self._every.due(self.steps - self._tried_step, now_s - self._tried_s, cost, losses)
+        return self._every.due(*self._history.since(self.steps), cost, losses)
 
     def _learn_cost(self) -> None:
         handle = self._saving
@@ -450,18 +459,10 @@ class Job:
             rank_state=self._own(),
         )
         # Where an earlier save is still under way, this one is left out, and the next is due after the interval.
-        self._tried_step, self._tried_s = self.steps, time.monotonic()
+        self._history.begun(self.steps)
         if handle is not None:
             self._saving, self._saved_step = handle, self.steps
         return handle
-
-    def _snapshot(self) -> None:
-        assert self._tracked is not None
-        began_s = time.monotonic()
-        self._memory.keep(self.steps, self._tracked.state(), self._extra())
-        self._memory.own = self._own()
-        self._kept_step = self.steps
-        self._memory.costs_s.append(time.monotonic() - began_s)
 
     def _snapshot_every(self, step_s: float) -> int:
         """In steps. The first few tell what one costs; the first of all is dearer, since it imports and allocates."""
@@ -470,24 +471,30 @@ class Job:
         return snapshot_steps(min(self._memory.costs_s), step_s, self._history.losses.loss_s)
 
     def _leave(self, *, durable: bool) -> None:
-        """The agreed step: make the state safe and go. It is in memory on all ranks, or else saved durably."""
-        if self._tracked is not None:
-            self._history.owed |= self._saving is not None and not self._saving.done()
-            if not self._tracked.sharded:
-                self._snapshot()
+        """The agreed step: make the state safe and go. It is in memory of nodes that stay, or else saved durably."""
+        if self._snapshots is not None:
             with self.busy():
-                self._make_safe(durable)
+                goes = self._link is not None and self._link.goes
+                self._make_safe(durable, self._keep_in_memory(goes, self._left_s() / 4))
             self.mark("saved")
         raise RoundOver
 
-    def _make_safe(self, all_leave: bool) -> None:
-        assert self._tracked is not None
-        parting = Parting(not self._tracked.sharded, all_leave, self._saver is not None, self._left_s())
-        if choose(parting) is Choice.IN_MEMORY:
+    def _keep_in_memory(self, goes: bool, within_s: float) -> bool:
+        """Whether this rank's part is in the memory of a node that stays."""
+        assert self._snapshots is not None
+        if self.sharded and any(self._consensus.worst(not self._snapshots.idle(within_s))):
+            return False
+        return self._snapshots.secure(self.steps, self._extra(), self._own(), goes=goes, within_s=within_s)
+
+    def _make_safe(self, all_leave: bool, in_memory: bool) -> None:
+        parting = Parting(in_memory, all_leave, self._saver is not None, self._left_s())
+        # Of a replicated state every rank knows by itself.
+        if not self.sharded and choose(parting) is Choice.IN_MEMORY:
             return
-        left_s, need_s, pending_s = self._consensus.worst(-parting.left_s, *self._needs_s())
+        unsafe, left_s, need_s, pending_s = self._consensus.worst(not in_memory, -parting.left_s, *self._needs_s())
         parting = replace(
             parting,
+            in_memory=not unsafe,
             left_s=-left_s,
             need_s=need_s if need_s >= 0 else None,
             pending_s=pending_s if pending_s >= 0 else None,
@@ -532,13 +539,16 @@ class Job:
 
         One rank of each node that is left does it, as none can know of the others; each makes a whole checkpoint.
         """
-        if self._storage is None or self._memory.last is None or self.local_rank != 0 or within_s <= 0 or self.sharded:
+        if self._storage is None or self._snapshots is None or self.local_rank != 0 or within_s <= 0 or self.sharded:
+            return False
+        kept = self._snapshots.of_this_node()
+        if kept is None:
             return False
         from spotrun.checkpoint import Saver
 
-        state, extra = self._memory.contents()
+        state, extra = kept["state"], kept["extra"]
         saver = Saver(self._storage, run_id=self._run_id, fence=self._fence, record=self._record)
-        handle = saver.save(state, step=int(extra["step"]), round=self.round, extra=extra, rank_state=self._memory.own)
+        handle = saver.save(state, step=int(extra["step"]), round=self.round, extra=extra, rank_state=kept["own"])
         return handle is not None and handle.give_up(within_s)
 
     def _tell_lost(self, why: str) -> None:

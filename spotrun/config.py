@@ -36,6 +36,7 @@ class AgentOptions:
     warm: str = "auto"  # auto: workers are forked from a process that has imported torch, where that is safe
     notice: tuple[str, ...] = ("auto",)  # where news of this machine's end comes from; checked by the launcher
     hang_timeout_s: float | None = None  # without a step; None: by the length of steps; infinite: never
+    replicas: int = 1  # other nodes that hold a copy of each snapshot of sharded training
     audit: Path | None = None  # where jobs on the training API record which samples each step used
     events: Path | None = None  # the file that gets every event as a line of JSON
     log_dir: Path | None = None  # where this node's part of the ledger is kept
@@ -49,6 +50,7 @@ def agent_options(
     warm: str | None = None,
     notice: str | None = None,
     hang_timeout: str | None = None,
+    replicas: str | None = None,
     audit: str | None = None,
     events: str | None = None,
     log_dir: str | None = None,
@@ -62,6 +64,7 @@ def agent_options(
         warm=parse_warm("auto" if warm is None else warm),
         notice=("auto",) if notice is None else tuple(name.strip() for name in notice.split(",")),
         hang_timeout_s=None if hang_timeout is None else parse_hang_timeout(hang_timeout),
+        replicas=1 if replicas is None else parse_replicas(replicas),
         audit=None if audit is None else Path(os.path.abspath(os.path.expanduser(audit))),
         events=None if events is None else parse_events(events),
         log_dir=None if not log_dir else Path(os.path.abspath(os.path.expanduser(log_dir))),
@@ -95,6 +98,12 @@ def parse_hang_timeout(value: str) -> float:
     if not _is_number(value) or not HANG_MIN_S <= float(value) <= HANG_MAX_S:
         raise UsageError(f"--hang-timeout={value} is not known: give {HANG_MIN_S:g} to {HANG_MAX_S:g} seconds, or off.")
     return float(value)
+
+
+def parse_replicas(value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,2}", value):
+        raise UsageError(f"--replicas={value} is no number of nodes: give 0 to 99.")
+    return int(value)
 
 
 def parse_events(value: str) -> Path:

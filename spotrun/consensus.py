@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-WISHES = ("leave", "save", "durable")
+WISHES = ("leave", "save", "durable", "hold")
 
 
 class Consensus:

@@ -6,12 +6,11 @@ of them loads under another (torch.distributed.checkpoint.state_dict).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -39,6 +38,7 @@ class Tracked:
                 )
         if self._optimizers and not self._models:
             raise UsageError("job.track has an optimizer but no model: track the model that it trains too.")
+        self.before_change: Callable[[], None] | None = None  # called before an optimizer changes the state
         self.moved = False  # an optimizer has begun a step since this was last set to False
         for optimizer in self._optimizers.values():
             optimizer.register_step_pre_hook(self._move)
@@ -54,12 +54,18 @@ class Tracked:
         return any(isinstance(tensor, DTensor) for tensor in tensors)
 
     def _move(self, *_: Any) -> None:
+        if self.before_change is not None:
+            self.before_change()
         self.moved = True
 
     @property
     def untouched(self) -> bool:
         """Whether the state is as it was when `moved` was last set to False: a forward pass changes only buffers."""
-        return not self.moved and not any(True for model in self._models.values() for _ in model.buffers())
+        return not self.moved and not self.has_buffers
+
+    @property
+    def has_buffers(self) -> bool:
+        return any(True for model in self._models.values() for _ in model.buffers())
 
     def forget(self) -> None:
         """Undo what `state` does to an optimizer that has never stepped: torch takes a step of length 0 with it."""
@@ -78,12 +84,11 @@ class Tracked:
             state[name] = one.state_dict()
         return state
 
-    def load(self, state: Mapping[str, Any], *, whole: bool = False) -> None:
-        """Put back what `state` returned, at any world size. `whole`: its tensors are, whatever the model's are now."""
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state` returned, at any world size."""
         if self._root is not None:
-            options = StateDictOptions(full_state_dict=whole)
-            set_model_state_dict(self._root, dict(state["model"]), options=options)
+            set_model_state_dict(self._root, dict(state["model"]))
             for name, optimizer in self._optimizers.items():
-                set_optimizer_state_dict(self._root, optimizer, dict(state[name]), options=options)
+                set_optimizer_state_dict(self._root, optimizer, dict(state[name]))
         for name, one in self._others.items():
             one.load_state_dict(state[name])

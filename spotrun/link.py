@@ -37,6 +37,7 @@ class Place:
     round: int
     run_id: str
     unplanned: int = 0  # the newest round that began without the last step of the one before it being agreed
+    node: int = 0  # the group rank of its agent
 
     @staticmethod
     def of(environment: Mapping[str, str]) -> Place:
@@ -47,6 +48,7 @@ class Place:
             local_world_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
             round=int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)) + 1,
             run_id=environment.get("TORCHELASTIC_RUN_ID", "none"),
+            node=int(environment.get("GROUP_RANK", 0)),
             unplanned=int(environment.get("SPOTRUN_UNPLANNED", 0)),
         )
 
@@ -67,8 +69,11 @@ class Link:
         self._left = threading.Event()  # this worker has left its round
         self._rounds: queue.SimpleQueue[dict[str, str] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._segments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        self._asking = threading.Lock()
         self.wanted: set[str] = set()
         self.deadline_s: float | None = None  # monotonic: by when a drain must be over
+        self.goes = False  # this worker's own node is to leave
         self.step = 0  # the last that this worker has made
         signal.signal(STACKS_SIGNAL, signal.SIG_IGN)  # what counts again while the interpreter ends
         faulthandler.register(STACKS_SIGNAL, file=2)  # in C: it works in a process that hangs, whatever it hangs in
@@ -114,13 +119,29 @@ class Link:
             raise SystemExit(128 + signal.SIGINT) from None
         self.wanted.clear()
         self._left.clear()
-        self.deadline_s = None
+        self.deadline_s, self.goes = None, False
         return environment
 
     def ask(self, what: str, round_number: int, step: int, name: str) -> bool:
         """Ask the agent for a word of etcd's about a checkpoint (one thread at a time); waits while etcd is away."""
         self._say({"op": "commit", "what": what, "round": round_number, "step": step, "name": name})
         return self._answers.get()
+
+    def segment(self, name: str, size_bytes: int) -> str:
+        """The path of that piece of the agent's memory, made if it is not there. Raises OSError where it cannot be."""
+        paths = self._ask_segments(name=name, size_bytes=size_bytes)
+        if name not in paths:
+            raise OSError(f"the agent has no memory for a snapshot of {size_bytes} bytes")
+        return paths[name]
+
+    def segments(self) -> dict[str, str]:
+        """The paths of all that the agent keeps of its workers, by name."""
+        return self._ask_segments()
+
+    def _ask_segments(self, **wanted: Any) -> dict[str, str]:
+        with self._asking:
+            self._say({"op": "segment", **wanted})
+            return self._segments.get()
 
     def forget(self, step: int, name: str) -> None:
         """A checkpoint is deleted, and with it its record in etcd."""
@@ -144,6 +165,7 @@ class Link:
             pass  # closed
         self._rounds.put(None)
         self._answers.put(False)
+        self._segments.put({})
 
     def _hear(self, message: dict[str, Any]) -> None:
         op = message["op"]
@@ -151,6 +173,8 @@ class Link:
             self._rounds.put(message["environment"])
         elif op == "answer":
             self._answers.put(bool(message["yes"]))
+        elif op == "segments":
+            self._segments.put(message["paths"])
         elif op == "save":
             self.wanted.add("save")
         elif op == "where":
@@ -159,6 +183,7 @@ class Link:
             self._say({"op": "where", "step": self.step, "place": place, "waits": waits})
         elif op == "drain":
             self.deadline_s = time.monotonic() + float(message["seconds_left"])
+            self.goes = bool(message["goes"])
             self.wanted |= {"leave", "durable"} if message["save"] else {"leave"}
         elif op == "release":
             self.wanted.add("leave")

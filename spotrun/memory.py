@@ -1,141 +1,252 @@
-"""The training state in host memory: kept from one round to the next, and handed to newcomers.
+"""Snapshots of the training state in host memory: kept at a step, whole in two copies by turns, found again by all.
 
-A snapshot is a copy of all tensors in buffers that are allocated once, two of them so that one is always whole, and
-the rest of the state as bytes that torch.load(weights_only=True) reads. It serves replicated state (DDP, or one rank):
-any rank's copy is the whole of it. Sharded state (DTensor) is not kept here: see `spotrun.job_state`.
+Where the state is replicated (DDP), the workers of each node keep one copy of it together, each its part; where it is
+sharded (FSDP), each keeps its own shard, and `replicas` sends it to another node. The parts lie in segments that the
+agent owns (spotrun.segment), so that they outlive the worker.
 """
 
 from __future__ import annotations
 
 import io
+import logging
+import os
+import queue
+import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-CHUNK_BYTES = 32 << 20  # tensors are broadcast in pieces of this size
+from spotrun.boxes import Box
+from spotrun.segment import Header, Segment, encode_head, layout, needed_bytes, spread
+
+logger = logging.getLogger("spotrun")
+
+TURNS = "ab"
 
 
-@dataclass(slots=True)
-class Snapshot:
+class Shelf(Protocol):
+    """Where segments lie: with the agent, or in this process alone."""
+
+    def segment(self, name: str, size_bytes: int) -> str:
+        """The path of a segment of at least that size. Raises OSError."""
+
+    def segments(self) -> dict[str, str]:
+        """The paths of all segments of this node."""
+
+
+class PrivateShelf:
+    """The segments of a process without an agent."""
+
+    def __init__(self) -> None:
+        self._fds: dict[str, int] = {}
+
+    def segment(self, name: str, size_bytes: int) -> str:
+        fd = self._fds.setdefault(name, os.memfd_create(f"spotrun-{name}", os.MFD_CLOEXEC))
+        if os.fstat(fd).st_size < size_bytes:
+            os.ftruncate(fd, size_bytes)
+        return f"/proc/self/fd/{fd}"
+
+    def segments(self) -> dict[str, str]:
+        return {name: f"/proc/self/fd/{fd}" for name, fd in self._fds.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Whose part it is, of which step."""
+
+    round: int
     step: int
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # on the CPU
-    rest: bytes = b""  # everything else of the state, and what the job adds
+    rank: int
+    world_size: int
+    part: int
+    parts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What this rank holds of a tensor."""
+
+    tensor: torch.Tensor
+    shape: tuple[int, ...]  # of the whole
+    box: Box
+
+    @staticmethod
+    def of(tensor: torch.Tensor) -> Local:
+        if not isinstance(tensor, DTensor):
+            return Local(tensor.detach(), tuple(tensor.shape), Box.whole(tensor.shape))
+        _, start = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+        local = tensor.to_local().detach()
+        return Local(local, tuple(tensor.shape), Box(tuple(start), tuple(local.shape)))
 
 
 class Memory:
-    """The last whole snapshot of this process, or none."""
+    """This worker's part in the snapshots. `keep` is called on the training thread."""
+
+    def __init__(self, shelf: Shelf, local_rank: int) -> None:
+        self.shelf = shelf
+        self.local_rank = local_rank
+        self.costs_s: deque[float] = deque(maxlen=5)  # of the last snapshots
+        self.written: dict[str, Header] = {}  # by path: what this very process has published
+        self._pairs: dict[str, list[Segment | None]] = {}
+        self._background = Background()
+        self._stream: Any = None
+        self._copied: Any = None  # the event after which the GPU has been read
+
+    def keep(
+        self,
+        stamp: Stamp,
+        state: Mapping[str, Any],
+        extra: Mapping[str, Any],
+        then: Callable[[Segment, Header], None] | None = None,
+    ) -> None:
+        """Copy this part of `state` (nested dicts and lists of tensors and plain values); `then` is called with it.
+
+        Returns when the training may go on (see `settle` for a GPU); what remains is done on another thread. Raises
+        OSError where there is no memory.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        rest = split(state, "", tensors)
+        local = {name: Local.of(tensor) for name, tensor in tensors.items()}
+        if stamp.parts > 1 and not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+            mine = spread(((name, one.tensor.nbytes) for name, one in local.items()), stamp.parts)[stamp.part]
+            local = {name: one for name, one in local.items() if name in mine}
+        pieces, data_bytes = layout({name: (one.tensor, one.shape, one.box) for name, one in local.items()})
+        head = encode_head(pieces, {"rank": stamp.rank, "world_size": stamp.world_size})
+        packed = pack({"state": rest, **extra})
+        self._background.wait()
+        on_gpu = any(one.tensor.is_cuda for one in local.values())
+        segment = self.older("own", needed_bytes(len(head), len(packed), data_bytes), pin=on_gpu)
+        self.written.pop(segment.path, None)
+        header = segment.begin(stamp.round, stamp.step, stamp.part, stamp.parts, head, packed, data_bytes)
+        if on_gpu:
+            self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):  # None: nothing changes
+            for name, piece in pieces.items():
+                segment.view(header, piece).copy_(local[name].tensor, non_blocking=on_gpu)
+        copied = self._copied = self._stream.record_event() if on_gpu else None
+
+        def finish() -> None:
+            if copied is not None:
+                copied.synchronize()
+            whole = self.written[segment.path] = segment.publish(header)
+            if then is not None:
+                then(segment, whole)
+
+        self._background.do(finish)
+
+    def settle(self) -> None:
+        """Called before the state changes: on a GPU, what is computed from now on waits for the copy."""
+        if self._copied is not None:
+            torch.cuda.current_stream().wait_event(self._copied)
+            self._copied = None
+
+    @property
+    def busy(self) -> bool:
+        return self._background.busy
+
+    def wait(self, within_s: float | None = None) -> bool:
+        """Until the last snapshot is whole, and `then` has returned; whether it is, without an error."""
+        return self._background.wait(within_s)
+
+    def held_bytes(self) -> int:
+        """How much this worker's segments have already."""
+        mine = [path for name, path in self.shelf.segments().items() if name.startswith(f"{self.local_rank}.")]
+        return sum(os.stat(path).st_size for path in mine)
+
+    def older(self, what: str, size_bytes: int, *, pin: bool = False) -> Segment:
+        """Of the two segments of that kind the one to be written next, so that the newest whole part stays."""
+        if what not in self._pairs:  # an earlier worker may have left them
+            paths = self.shelf.segments()
+            names = [f"{self.local_rank}.{what}.{turn}" for turn in TURNS]
+            self._pairs[what] = [Segment(paths[name], pin=pin) if name in paths else None for name in names]
+        pair = self._pairs[what]
+        headers = [segment.header() if segment is not None else None for segment in pair]
+        ages = [(header.round, header.step) if header is not None else (-1, -1) for header in headers]
+        index = ages.index(min(ages))
+        there = pair[index]
+        if there is None or there.capacity_bytes < size_bytes:
+            name = f"{self.local_rank}.{what}.{TURNS[index]}"
+            there = pair[index] = Segment(self.shelf.segment(name, size_bytes), pin=pin)
+        return there
+
+
+def state_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Of what this rank holds of them."""
+    return sum(Local.of(tensor).tensor.nbytes for tensor in tensors.values())
+
+
+class Background:
+    """One thread that does one thing after the other."""
 
     def __init__(self) -> None:
-        self.last: Snapshot | None = None
-        self.own: dict[str, Any] | None = None  # what is this rank's alone, as of `last`: random state, streams
-        self.costs_s: deque[float] = deque(maxlen=5)  # of the last snapshots
-        self._spare: Snapshot | None = None
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._failed = False
+        self._thread: threading.Thread | None = None
 
-    def keep(self, step: int, state: Mapping[str, Any], extra: Mapping[str, Any]) -> Snapshot:
-        """Copy `state` (nested dicts and lists of tensors and plain values) as of `step`."""
-        tensors: dict[str, torch.Tensor] = {}
-        rest = _split(state, "", tensors)
-        into = self._spare or Snapshot(step)
-        self._spare = None
-        into.step = step
-        into.rest = _pack({"state": rest, "extra": dict(extra)})
-        kept = into.tensors
-        into.tensors = {}
-        for name, tensor in tensors.items():
-            buffer = kept.get(name)
-            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
-            buffer.copy_(tensor.detach())
-            into.tensors[name] = buffer
-        self._spare, self.last = self.last, into
-        return into
+    @property
+    def busy(self) -> bool:
+        return not self._idle.is_set()
 
-    def share(self, group: dist.ProcessGroup | None) -> bool:
-        """Give every rank of `group` (gloo) the newest snapshot that any of them has; whether there is one."""
-        if group is None:
-            return self.last is not None
-        rank, size = group.rank(), group.size()
-        mine = torch.tensor([self.last.step if self.last is not None else -1])
-        steps = [torch.empty_like(mine) for _ in range(size)]
-        dist.all_gather(steps, mine, group=group)
-        newest = max(int(step) for step in steps)
-        if newest < 0:
-            return False
-        if all(int(step) == newest for step in steps):
-            return True
-        source = next(index for index, step in enumerate(steps) if int(step) == newest)
-        has = rank == source
-        snapshot = self.last if has and self.last is not None else Snapshot(newest)
-        header = _broadcast_bytes(_pack(_shapes(snapshot.tensors)) if has else b"", source, group)
-        snapshot.rest = _broadcast_bytes(snapshot.rest, source, group)
-        if not has:
-            snapshot.tensors = _empty(_unpack(header))
-        for piece in _pieces(snapshot.tensors):
-            dist.broadcast(piece, group=group, group_src=source)
-        self.last = snapshot
-        return True
+    def do(self, job: Callable[[], None]) -> None:
+        """Only when the one before is done."""
+        self._idle.clear()
+        self._failed = False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="spotrun-memory", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
 
-    def contents(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The state of the last snapshot, in the form it was given in, and what was kept with it."""
-        assert self.last is not None
-        packed = _unpack(self.last.rest)
-        return _join(packed["state"], "", self.last.tensors), packed["extra"]
+    def wait(self, within_s: float | None = None) -> bool:
+        return self._idle.wait(within_s) and not self._failed
+
+    def _run(self) -> None:
+        while True:
+            job = self._jobs.get()
+            try:
+                job()
+            except Exception as error:  # noqa: BLE001 - a peer is gone, or the memory: the snapshot before this one is whole
+                self._failed = True
+                logger.debug("a snapshot was not finished: %s", error)
+            del job  # it holds tensors, and through them a process group
+            self._idle.set()
 
 
-def _split(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+def split(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     """`value` with each tensor taken out into `tensors` under its path."""
     if isinstance(value, torch.Tensor):
         tensors[path] = value
         return None
     if isinstance(value, Mapping):
-        return {key: _split(item, f"{path}/{key}", tensors) for key, item in value.items()}
+        return {key: split(item, f"{path}/{key}", tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_split(item, f"{path}/{index}", tensors) for index, item in enumerate(value))
+        return type(value)(split(item, f"{path}/{index}", tensors) for index, item in enumerate(value))
     return value
 
 
-def _join(value: Any, path: str, tensors: Mapping[str, torch.Tensor]) -> Any:
+def join(value: Any, path: str, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """What `split` took apart."""
     if value is None and path in tensors:
         return tensors[path]
     if isinstance(value, dict):
-        return {key: _join(item, f"{path}/{key}", tensors) for key, item in value.items()}
+        return {key: join(item, f"{path}/{key}", tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_join(item, f"{path}/{index}", tensors) for index, item in enumerate(value))
+        return type(value)(join(item, f"{path}/{index}", tensors) for index, item in enumerate(value))
     return value
 
 
-def _pack(value: Any) -> bytes:
+def pack(value: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
-def _unpack(data: bytes) -> Any:
+def unpack(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), weights_only=True)
-
-
-def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    return {name: (list(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-
-
-def _empty(shapes: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
-
-
-def _pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Views of all tensors as bytes, in an order that all ranks share, none larger than CHUNK_BYTES."""
-    for _, tensor in sorted(tensors.items()):
-        if tensor.numel():
-            yield from torch.split(tensor.view(-1).view(torch.uint8), CHUNK_BYTES)
-
-
-def _broadcast_bytes(data: bytes, source: int, group: dist.ProcessGroup) -> bytes:
-    size = torch.tensor([len(data)])
-    dist.broadcast(size, group=group, group_src=source)
-    buffer = torch.frombuffer(bytearray(data or int(size)), dtype=torch.uint8)
-    dist.broadcast(buffer, group=group, group_src=source)
-    return buffer.numpy().tobytes()

@@ -28,7 +28,7 @@ class Choice(Enum):
 class Parting:
     """What is known at the agreed step, on the rank where it is worst."""
 
-    replicated: bool  # every rank holds the whole state
+    in_memory: bool  # the nodes that stay hold the whole state
     all_leave: bool  # nobody would be left to hold it
     storage: bool  # there is a checkpoint directory
     left_s: float  # until the first of the leaving nodes has to be gone, less what leaving takes
@@ -37,7 +37,7 @@ class Parting:
 
 
 def choose(now: Parting) -> Choice:
-    if now.replicated and not now.all_leave:
+    if now.in_memory and not now.all_leave:
         return Choice.IN_MEMORY
     if not now.storage or now.left_s <= 0:
         return Choice.NOTHING

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spotrun import events
 from spotrun.api import Job, Options, RoundOver
@@ -19,6 +19,9 @@ from spotrun.interrupt import EXIT_CODE, Interrupt
 from spotrun.last_words import speak_plainly
 from spotrun.link import Link, Place
 from spotrun.peer_loss import tells_of_peer_loss
+
+if TYPE_CHECKING:
+    from spotrun.memory import Memory
 
 STORE_S = 2.0  # one try to reach the store of a round
 VERDICT_S = 15.0  # after a collective failed: by then a lost node's lease has told, and a newer round is known
@@ -32,13 +35,11 @@ def run(train: Callable[[Job], None], **options: Any) -> None:
     with one round only; Ctrl-C then saves the next step and exits. Errors of `train` go through.
     """
     settings = Options(**options)
-    from spotrun.memory import Memory
-
     groups = Groups()
-    memory = Memory()
     speak_plainly()
     place = Place.of(os.environ)
     link = Link.connect(place.local_rank, in_place=True, abort=groups.abort)
+    memory = _memory(link, place)
     interrupt = Interrupt()
     if link is None:
         interrupt.catch()
@@ -52,8 +53,6 @@ def run(train: Callable[[Job], None], **options: Any) -> None:
 
 def init(**options: Any) -> Job:
     """A Job for a plain script, with the options of `run`. At a change of the world the script is started anew."""
-    from spotrun.memory import Memory
-
     groups = Groups()
     speak_plainly()
     place = Place.of(os.environ)
@@ -62,7 +61,13 @@ def init(**options: Any) -> Job:
     if link is None:
         interrupt.catch()
     groups.open()
-    return _PlainJob(place, link, Memory(), Options(**options), interrupt.wanted)
+    return _PlainJob(place, link, _memory(link, place), Options(**options), interrupt.wanted)
+
+
+def _memory(link: Link | None, place: Place) -> Memory:
+    from spotrun.memory import Memory, PrivateShelf  # with torch, which `import spotrun` does without
+
+    return Memory(link or PrivateShelf(), place.local_rank)
 
 
 class _PlainJob(Job):
@@ -149,7 +154,7 @@ def _one_round(
     train: Callable[[Job], None],
     place: Place,
     link: Link | None,
-    memory: Any,
+    memory: Memory,
     options: Options,
     groups: Groups,
     interrupt: Interrupt,

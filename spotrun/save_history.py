@@ -20,6 +20,7 @@ class SaveHistory:
         self.cost = SaveCost()
         self.durable_step = 0  # of the newest whole checkpoint
         self.owed = False  # a save was broken off by a change of the world
+        self._begun_step, self._begun_s = 0, time.monotonic()  # of the last save that was tried
         self._losses = LossRate()
         self._since_s = time.monotonic()
 
@@ -27,6 +28,19 @@ class SaveHistory:
     def losses(self) -> LossRate:
         """With the time of this round."""
         return self._losses.observed(time.monotonic() - self._since_s)
+
+    def begun(self, step: int) -> None:
+        """A save of that step has begun, or would have but for one under way; or it is durable already."""
+        self._begun_step, self._begun_s = step, time.monotonic()
+
+    def since(self, step: int) -> tuple[int, float]:
+        """Steps and seconds since then."""
+        return step - self._begun_step, time.monotonic() - self._begun_s
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the last save that was begun is not known to be whole."""
+        return self._begun_step > self.durable_step
 
     def state_dict(self, round_number: int) -> dict[str, Any]:
         losses = self.losses
@@ -39,7 +53,8 @@ class SaveHistory:
             "durable_s": self.cost.durable_s,
             "size_bytes": self.cost.size_bytes,
             "durable_step": self.durable_step,
-            "owed": self.owed,
+            "begun_step": self._begun_step,
+            "begun_s": time.monotonic() - self._begun_s,  # ago
         }
 
     def load_state_dict(self, state: Mapping[str, Any], unplanned: int) -> None:
@@ -48,4 +63,5 @@ class SaveHistory:
         self._losses = LossRate(losses=int(state["losses"]) + lost, seconds=float(state["seconds"]))
         self._since_s = time.monotonic()
         self.cost = SaveCost(state["stall_s"], state["durable_s"], state["size_bytes"])
-        self.durable_step, self.owed = int(state["durable_step"]), bool(state["owed"])
+        self.durable_step = int(state["durable_step"])
+        self._begun_step, self._begun_s = int(state["begun_step"]), time.monotonic() - float(state["begun_s"])

@@ -95,6 +95,8 @@ OWN = (
                  "aws, gcp, azure, alibaba, file:PATH, http[:PORT], health."),
             _own("--hang-timeout", "S", "20 steps, at least 60 s", "Workers on the training API that make no step for "
                  "so long are hung: their stacks are logged, and a restart is charged. Or off."),
+            _own("--replicas", "N", "1", "On how many other nodes each snapshot in memory of sharded training (FSDP) "
+                 "is kept, so that as many may be lost at once; 0: on none."),
             _own("--audit", "DIR", "", "Where jobs on the training API record the samples of each step; `spotrun "
                  "audit` checks them."),
             _own("--price-per-node-hour", "PRICE", "", "What an hour of one node costs; the ledger then tells what "

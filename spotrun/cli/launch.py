@@ -33,7 +33,17 @@ logger = logging.getLogger("spotrun")
 CONF_KEYS = {flag.dest: flag.conf for flag in OWN_FLAGS if flag.conf}
 _FILES = ("cacert", "cert", "key", "password_file")
 _ETCD_ACCESS = (*_FILES, "user")
-_OPTIONS = ("drain_exit_code", "warm", "notice", "hang_timeout", "audit", "events", "log_dir", "price_per_node_hour")
+_OPTIONS = (
+    "drain_exit_code",
+    "warm",
+    "notice",
+    "hang_timeout",
+    "replicas",
+    "audit",
+    "events",
+    "log_dir",
+    "price_per_node_hour",
+)
 
 
 class TorchRefused(UsageError, ValueError):

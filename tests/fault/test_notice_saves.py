@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from spotrun.checkpoint import Manifest, list_checkpoints, open_storage
 from spotrun.launcher import ledger
@@ -18,8 +17,9 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "edge_steps.py"
 MakeJob = Callable[..., RealJob]
 
 
-def start(job: RealJob, name: str, checkpoints: str = "edge", **settings: Any) -> Node:
-    return job.start(name, script=(str(SCRIPT), str(job.out), checkpoints), **settings)
+def start(job: RealJob, name: str, checkpoints: str = "edge", env: dict[str, str] | None = None) -> Node:
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), **(env or {})}  # the script uses tests.waiting
+    return job.start(name, script=(str(SCRIPT), str(job.out), checkpoints), env=environment)
 
 
 def saved(job: RealJob) -> list[Manifest]:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.jobs import Node, RealJob
 from tests.process.test_api import assert_the_same_curve, curve, finish, one_process, proof, recomputed, start
+from tests.waiting import until
 
 __all__ = ["one_process"]
 
@@ -37,6 +38,7 @@ def test_any_sequence_of_worlds_gives_the_curve_of_one_process(
     for name in ("a", "c", "d"):
         leave(living, name, signal.SIGKILL)
     job.until_steps(10, world=1, deadline_s=90)
+    until("all is made again", lambda: job.steps()[-1]["step"] > before, detail=job.tell)
     lost = recomputed(job)
     if kind == "fsdp":  # under DDP it is the snapshot interval, which follows from what a snapshot costs here
         assert lost <= SAVED_EVERY + 3, f"{lost} steps done again after step {before}"

@@ -1,6 +1,6 @@
 """Training through the API: a small regression, a line a step from rank 0, and an audit.
 
-api_steps.py OUT_FILE STEPS SECONDS_A_STEP ddp|fsdp|plain [CHECKPOINT_DIR] [AUDIT_DIR]
+api_steps.py OUT_FILE STEPS SECONDS_A_STEP ddp|fsdp|plain [CHECKPOINT_DIR] [AUDIT_DIR] [SAVE_EVERY]
 """
 
 from __future__ import annotations
@@ -68,5 +68,6 @@ def train(job: spotrun.Job) -> None:
 
 
 if __name__ == "__main__":
-    directory, audit = [*sys.argv[5:], None, None][:2]
-    spotrun.run(train, checkpoint_dir=directory, audit_dir=audit, save_every="25steps")
+    more = sys.argv[5:]
+    directory, audit, save_every = [*more, *(None, None, "25steps")[len(more) :]]
+    spotrun.run(train, checkpoint_dir=directory, audit_dir=audit, save_every=save_every)

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spotrun.api import Job, Options
 from spotrun.link import Place
-from spotrun.memory import Memory
+from spotrun.memory import Memory, PrivateShelf
 from spotrun.weighting import mean_over_ranks
 
 GOOD_ENOUGH = 0.75  # the loss at which early stopping stops
@@ -49,7 +49,7 @@ def train(rank: int, world: int, directory: Path, arguments: dict[str, Any]) -> 
     habits: list[str] = arguments["habits"]
     place = Place(rank, rank, world, world, 1, "habits")
     options = Options(checkpoint_dir=directory / "checkpoints", save_every="1000steps")
-    job = Job(place, None, Memory(), options)
+    job = Job(place, None, Memory(PrivateShelf(), rank), options)
     model = build(arguments["kind"], world, habits)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=20)

@@ -11,7 +11,7 @@ import torch
 from spotrun.api import Job, Options
 from spotrun.errors import DataError
 from spotrun.link import Place
-from spotrun.memory import Memory
+from spotrun.memory import Memory, PrivateShelf
 from spotrun.streams import ResumableLoader
 
 
@@ -47,7 +47,7 @@ def loader(kind: str, rank: int, world: int) -> ResumableLoader:
 def train(rank: int, world: int, directory: Path, arguments: dict[str, Any]) -> Any:
     """What was seen by this rank in `steps` steps, or the error."""
     options = Options(checkpoint_dir=directory / "checkpoints", save_every="1000steps")
-    job = Job(Place(rank, rank, world, world, 1, "streams"), None, Memory(), options)
+    job = Job(Place(rank, rank, world, world, 1, "streams"), None, Memory(PrivateShelf(), rank), options)
     kind = arguments["kind"]
     stream = job.stream(loader(kind, rank, world), elastic=kind == "one-position")
     try:

@@ -10,7 +10,8 @@ import torch
 
 from spotrun.errors import UsageError
 from spotrun.job_state import Tracked
-from spotrun.memory import Memory
+from spotrun.memory import Memory, PrivateShelf, Stamp, join
+from spotrun.recall import Recall
 
 
 def made(layer: torch.nn.Module | None = None) -> tuple[torch.nn.Module, torch.optim.AdamW]:
@@ -32,16 +33,20 @@ def test_a_state_from_memory_goes_on_as_if_nothing_had_happened() -> None:
     for _ in range(3):
         step(model, optimizer)
         scheduler.step()
-    memory = Memory()
-    memory.keep(3, tracked.state(), {"step": 3})
+    memory = Memory(PrivateShelf(), 0)
+    rest = {"extra": {"step": 3}}
+    memory.keep(Stamp(1, 3, 0, 1, 0, 1), tracked.state(), rest)
+    assert memory.wait(20)
     step(model, optimizer)
     expected = copy.deepcopy(model.state_dict())
 
     again, optimizer = made()
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    state, extra = memory.contents()
+    recall = Recall(memory, None, 0)
+    rest = recall.rest()
+    state = join(rest["state"], "", recall.fetch(None))
     Tracked({"model": again, "optimizer": optimizer, "scheduler": scheduler}).load(state)
-    assert extra == {"step": 3}
+    assert rest["extra"] == {"step": 3}
     assert scheduler.last_epoch == 3
     step(again, optimizer)
     assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
@@ -51,12 +56,14 @@ def test_a_snapshot_is_not_touched_by_what_comes_after() -> None:
     model, optimizer = made()
     tracked = Tracked({"model": model, "optimizer": optimizer})
     step(model, optimizer)
-    memory = Memory()
-    first = memory.keep(1, tracked.state(), {})
-    kept = {name: tensor.clone() for name, tensor in first.tensors.items()}
+    memory = Memory(PrivateShelf(), 0)
+    kept = copy.deepcopy(model.state_dict())
+    memory.keep(Stamp(1, 1, 0, 1, 0, 1), tracked.state(), {})
+    assert memory.wait(20)
     step(model, optimizer)
-    memory.keep(2, tracked.state(), {})
-    assert all(torch.equal(first.tensors[name], tensor) for name, tensor in kept.items()), "the other buffer was used"
+    recall = Recall(memory, None, 0)
+    state = join(recall.rest()["state"], "", recall.fetch(None))
+    assert all(torch.equal(state["model"][name], tensor) for name, tensor in kept.items())
 
 
 def test_asking_a_fresh_optimizer_for_its_state_can_be_undone() -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from spotrun.parting import Choice, Parting, choose, lost
 
-SHARDED = Parting(replicated=False, all_leave=False, storage=True, left_s=20.0, need_s=10.0)
+SHARDED = Parting(in_memory=False, all_leave=False, storage=True, left_s=20.0, need_s=10.0)
 
 
 def test_what_survivors_hold_is_not_written() -> None:
-    assert choose(replace(SHARDED, replicated=True, left_s=0.0)) is Choice.IN_MEMORY
-    assert choose(replace(SHARDED, replicated=True, all_leave=True)) is Choice.SAVE
+    assert choose(replace(SHARDED, in_memory=True, left_s=0.0)) is Choice.IN_MEMORY
+    assert choose(replace(SHARDED, in_memory=True, all_leave=True)) is Choice.SAVE
 
 
 @pytest.mark.parametrize(

@@ -31,3 +31,11 @@ def test_time_without_a_loss_counts_across_rounds() -> None:
     state = {**history.state_dict(1), "seconds": 1e12}
     history.load_state_dict(state, unplanned=0)
     assert history.losses.loss_s == MAX_LOSS_S
+
+
+def test_a_round_that_goes_on_from_memory_does_not_begin_to_count_anew_until_the_next_save() -> None:
+    history = SaveHistory()
+    history.begun(100)
+    again = SaveHistory()
+    again.load_state_dict(history.state_dict(1), unplanned=0)
+    assert again.since(130)[0] == 30

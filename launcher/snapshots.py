@@ -1,0 +1,47 @@
+"""The agent's end of the snapshots: memory that belongs to it, so that it outlives the workers that write there.
+
+Each segment is an anonymous file (memfd), which a worker opens by its path under /proc. It exists as long as the agent
+or a worker has it open, so nothing is left behind whatever ends them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+# Of a worker by local rank: its own parts, and copies of parts of other nodes; two each, so that one is always whole.
+_NAME = re.compile(r"\d{1,4}\.(own|copy\d{1,2})\.[ab]")
+
+
+class Snapshots:
+    def __init__(self) -> None:
+        self._segments: dict[str, tuple[int, int]] = {}  # descriptor and size
+
+    def make(self, name: str, size_bytes: int) -> None:
+        """A segment of at least that size; what an older, smaller one of that name held is gone.
+
+        Raises ValueError for a name that is none, OSError where there is no memory for it.
+        """
+        if not _NAME.fullmatch(name) or size_bytes < 1:
+            raise ValueError(f"{name!r:.40} of {size_bytes} bytes is no segment")
+        there = self._segments.get(name)
+        if there is not None and there[1] >= size_bytes:
+            return
+        fd = os.memfd_create(f"spotrun-{name}", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size_bytes)
+        except OSError:
+            os.close(fd)
+            raise
+        if there is not None:
+            os.close(there[0])
+        self._segments[name] = fd, size_bytes
+
+    def paths(self) -> dict[str, str]:
+        """Where each segment can be opened, by its name."""
+        return {name: f"/proc/{os.getpid()}/fd/{fd}" for name, (fd, _) in self._segments.items()}
+
+    def close(self) -> None:
+        for fd, _ in self._segments.values():
+            os.close(fd)
+        self._segments = {}

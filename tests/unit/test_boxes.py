@@ -1,0 +1,51 @@
+"""Which part of a tensor comes from where: every element once, from whoever has it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spotrun.boxes import Box, moves
+
+
+def rows(size: int, parts: int) -> list[Box]:
+    """A tensor of `size` rows of 3, cut as fully_shard cuts it."""
+    each = -(-size // parts)
+    cuts = [min(size, each * part) for part in range(parts + 1)]
+    return [Box((start, 0), (end - start, 3)) for start, end in itertools.pairwise(cuts)]
+
+
+@given(size=st.integers(1, 20), old=st.integers(1, 6), new=st.integers(1, 6), copies=st.integers(1, 3))
+def test_resharding_fills_every_element_with_its_own_value(size: int, old: int, new: int, copies: int) -> None:
+    whole = torch.arange(size * 3).view(size, 3)
+    parts = {part: {"w": box} for part, box in enumerate(rows(size, old))}
+    holders = {part: sorted({(part + copy) % new for copy in range(copies)}) for part in parts}
+    for target, need in enumerate(rows(size, new)):
+        if not need.numel:
+            continue
+        made = torch.full(need.size, -1)
+        for move in moves(target, {"w": need}, parts, holders):
+            assert move.source in holders[move.part]
+            assert move.source == target or target not in holders[move.part], "what is at hand is not sent"
+            made[move.box.within(need)] = whole[move.box.within(Box.whole(whole.shape))]
+        assert torch.equal(made, whole[need.within(Box.whole(whole.shape))])
+
+
+def test_a_box_held_twice_is_taken_once() -> None:
+    box = Box.whole((4,))
+    plan = moves(0, {"w": box}, {0: {"w": box}, 1: {"w": box}}, {0: [1], 1: [0]})
+    assert len(plan) == 1
+
+
+def test_a_scalar_is_a_box_too() -> None:
+    (move,) = moves(0, {"step": Box.whole(())}, {0: {"step": Box.whole(())}}, {0: [0]})
+    assert move.box.within(Box.whole(())) == ()
+
+
+def test_a_need_that_nobody_covers_is_named() -> None:
+    with pytest.raises(KeyError, match="w"):
+        moves(0, {"w": Box.whole((4,))}, {0: {"w": Box((0,), (3,))}}, {0: [0]})
