@@ -17,8 +17,8 @@ SUITE: dict[str, tuple[str, ...]] = {
     "agreed_step": ("--blocks=20",),
     "same_curve": ("--types=float32",),
     "goodput": ("--repeat=1", "--seconds=60"),
-    "steady_state": ("--repeat=5",),
-    "notice_success": ("--mb=10,500", "--deadlines=5,2", "--repeat=3"),
+    "steady_state": ("--repeat=3",),
+    "notice_success": ("--mb=10,500", "--deadlines=5,2", "--repeat=2"),
     "durable": ("--mb=500",),
     "sampler": ("--repeat=3", "--most=1e7"),
 }
