@@ -39,9 +39,9 @@ class Nobody(Consensus):
 def train(job: spotrun.Job) -> None:
     settings = json.loads(os.environ[SETTINGS_ENV])
     torch.set_num_threads(1)
-    model = DistributedDataParallel(torch.nn.Linear(256, 256))
+    model = DistributedDataParallel(torch.nn.Linear(256, 256).to(job.device))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-    data = torch.randn(64, 256)
+    data = torch.randn(64, 256, device=job.device)
     consensus = {True: job._consensus, False: Nobody(None)}
     took: list[float] = []  # seconds a step of each block; the first one warms up
     for block in range(settings["blocks"] + 1):
