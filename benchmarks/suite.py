@@ -18,9 +18,9 @@ SUITE: dict[str, tuple[str, ...]] = {
     "same_curve": ("--types=float32",),
     "goodput": ("--repeat=1", "--seconds=60"),
     "steady_state": ("--repeat=3",),
-    "notice_success": ("--mb=10,500", "--deadlines=5,2", "--repeat=2"),
-    "durable": ("--mb=500",),
-    "sampler": ("--repeat=3", "--most=1e7"),
+    "notice_success": ("--mb=500", "--deadlines=5,2", "--repeat=2"),
+    "durable": ("--mb=500", "--repeat=3"),
+    "sampler": ("--samples=1e6,1e7,1e9", "--repeat=3"),
 }
 
 
