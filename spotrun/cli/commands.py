@@ -36,6 +36,7 @@ COMMANDS = {
     "readmit": Command("spotrun.cli.readmit:readmit", "Let a node in again that was kept out for its failures."),
     "report": Command("spotrun.cli.report:report", "Write what happened to a job into one HTML file."),
     "doctor": Command("spotrun.cli.doctor:doctor", "Find out what would go wrong before a job starts."),
+    "plan": Command("spotrun.cli.plan:plan", "Rank machines for a job by what it will cost."),
     "audit": Command("spotrun.cli.audit:audit", "Prove from a job's audit that each sample was used exactly once."),
     "checkpoints": Command("spotrun.cli.checkpoints:checkpoints", "List, verify, prune and export checkpoints."),
     "bench": Command("spotrun.cli.bench:bench", "Measure spotrun beside torchrun on this machine."),

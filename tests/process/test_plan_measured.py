@@ -1,0 +1,53 @@
+"""The memory that a plan predicts, against processes that train."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spotrun.errors import UsageError
+from spotrun.plan.activations import measure
+from spotrun.plan.memory import Model, predict
+from tests.scripts import memory_of_steps
+
+SCRIPT = memory_of_steps.__file__
+ERROR = 0.2  # as docs/plan.md says
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return measure("tests.scripts.memory_of_steps:make", "adamw")
+
+
+def test_the_model_is_measured_without_memory(model: Model) -> None:
+    width, layers, batch = memory_of_steps.WIDTH, memory_of_steps.LAYERS, memory_of_steps.BATCH
+    assert model.parameters == layers * (width * width + width)
+    assert model.largest_block == width * width + width
+    assert model.activation_bytes == layers * 2 * batch * width * 4  # of each layer's two parts
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_a_rank_takes_at_its_peak_is_what_was_predicted(model: Model, ranks: int, tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, str(rank), str(ranks), str(tmp_path / "meeting")],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    told = [process.communicate(timeout=100)[0] for process in processes]
+    predicted = predict(model, "ddp", ranks).total
+    measured = int(told[0])
+    print(f"{ranks} ranks: predicted {predicted / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
+    assert abs(measured / predicted - 1) < ERROR, (measured, predicted)
+
+
+def test_a_factory_that_fails_is_told_in_a_sentence() -> None:
+    with pytest.raises(UsageError, match="made no step"):
+        measure("tests.scripts.memory_of_steps:nothing", "adamw")

@@ -1,0 +1,58 @@
+"""The report as a reader sees it: in a real browser, on a wide screen and a telephone, light and dark."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spotrun.report.history import of
+from spotrun.report.page import Prices, page
+from tests.unit.test_report import LEDGER
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+SHAPES = "return [...document.querySelectorAll('svg')].map(it => [it.clientWidth, it.childElementCount])"
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(word)
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(str(DRIVER), env={**os.environ, "TMPDIR": str(tmp_path)})
+    )
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no browser here: apt-get install chromium chromium-driver")
+def test_the_page_fits_every_screen_in_the_colours_that_the_reader_wants(browser: Any, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    report.write_text(page("llm", of(LEDGER), Prices(3.6, 12.0)), encoding="utf-8")
+    for width, scheme in ((1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")):
+        screen = {"width": width, "height": 1250, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        browser.get(report.as_uri())
+        assert browser.execute_script("return innerWidth") == width
+        assert (
+            browser.execute_script("const it = document.documentElement; return it.scrollWidth - it.clientWidth") == 0
+        )
+        ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        red = int(ground.partition("(")[2].partition(",")[0])
+        assert red > 200 if scheme == "light" else red < 60, ground
+        shapes = browser.execute_script(SHAPES)
+        assert len(shapes) == 7 and all(wide > 200 and drawn for wide, drawn in shapes), shapes
+        assert browser.get_log("browser") == []
+        if keep := os.environ.get("SPOTRUN_SCREENSHOTS"):  # for people who change the page
+            browser.save_screenshot(f"{keep}/{width}-{scheme}.png")
