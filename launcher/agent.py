@@ -236,7 +236,9 @@ class SpotAgent(LocalElasticAgent):
             message = f"{notice.source}: this node goes in {notice.seconds_left:.0f} s ({notice.detail})"
             events.emit("notice", message, level=logging.WARNING, **fields)
             self._leaving.notices[notice.id] = notice
-            self._incidents.sign("notice", time.monotonic())
+            now_s = time.monotonic()
+            self._overdue_s = now_s + self._leaving.time_for_workers_s(now_s, self._drain())
+            self._incidents.sign("notice", now_s)
 
     def _drain(self) -> Drain | None:
         """What the job has been told of this node, by itself or by another."""
@@ -282,7 +284,11 @@ class SpotAgent(LocalElasticAgent):
         # Workers that still wait for a member that will not come cannot agree on a step.
         planned = current.kind in Round.PLANNED and all(worker.entered for worker in self._link.spoken())
         self._released_for = current.number
-        self._overdue_s = time.monotonic() + (BOUNDARY_S if planned else RELEASE_S)
+        now_s = time.monotonic()
+        until_s = now_s + (BOUNDARY_S if planned else RELEASE_S)
+        if self._leaving.wanted:
+            until_s = min(until_s, now_s + self._leaving.time_for_workers_s(now_s, self._drain()))
+        self._overdue_s = until_s
         self._link.tell({"op": "release", "planned": planned})
 
     def _admit(self) -> None:
@@ -417,24 +423,27 @@ class SpotAgent(LocalElasticAgent):
         return self._hang_timeout_s is not None or self._round.restarts < self._worker_group.spec.max_restarts
 
     def _tell_drains(self) -> None:
-        """Workers hear of every member that is to leave; where all are, their state must become durable."""
+        """Workers hear of every member that is to leave; where too few stay, their state must become durable."""
         if self._round is None or not self._link.spoken():
             return
         drains = self._membership.standing().drains
         leaving = {member.node_id: drains[member.node_id] for member in self._round.members if member.node_id in drains}
-        told_now = (self._round.number, frozenset(leaving))
-        if leaving and told_now != self._told_drains:
-            self._told_drains = told_now
+        number, told = self._told_drains
+        known = told if number == self._round.number else frozenset()
+        if not leaving.keys() <= known:
+            # With those that have left since, whose drains went with them.
+            known |= leaving.keys()
+            self._told_drains = (self._round.number, known)
             self._incidents.sign("notice", time.monotonic())
             seconds_left = min(drain.seconds_left for drain in leaving.values())
-            everyone = len(leaving) == len(self._round.members)
+            too_few = len(self._round.members) - len(known) < self._handler.min_nodes
             goes = self._membership.standing().node_id in leaving
-            self._link.tell({"op": "drain", "seconds_left": seconds_left, "save": everyone, "goes": goes})
+            self._link.tell({"op": "drain", "seconds_left": seconds_left, "save": too_few, "goes": goes})
             events.emit(
                 "workers_told",
                 round=self._round.number,
                 leaving=sorted(leaving),
-                all=everyone,
+                all=too_few,
                 seconds_left=seconds_left,
             )
 

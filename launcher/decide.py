@@ -53,7 +53,7 @@ def decide(now: Situation) -> Action:
         return Action.STOP if alive else Action.REFUSED
     if standing.outcome is not None:
         return Action.STOP if alive else Action.FINISH
-    if now.leaving:
+    if now.leaving and not _enters_first(now):
         # The others form their next round while the workers here still use their grace.
         if standing.joined and not now.told:
             return Action.TELL
@@ -75,6 +75,16 @@ def decide(now: Situation) -> Action:
     if (now.workers in ("failed", "succeeded") or (now.ready and now.agreed) or now.hung) and not now.reported:
         return Action.REPORT
     return Action.ABORT if now.workers == "failed" else Action.WAIT
+
+
+def _enters_first(now: Situation) -> bool:
+    """Whether a node that is to leave, which nobody knows yet, enters the next round before it says so.
+
+    Its workers have left the last one, and perhaps nobody else has their state any more; in a round they can save it.
+    """
+    unknown = not now.told and now.standing.node_id not in now.standing.drains
+    between = now.workers == "running" and now.in_place and now.ready and now.agreed
+    return unknown and between and not now.overdue
 
 
 def _over(now: Situation) -> bool:

@@ -96,6 +96,7 @@ def create_handler(
         agent_socket,
         wakeups,
         address,
+        parameters.min_nodes,
         parameters.max_nodes,
         _number(parameters, "timeout", TIMEOUT_S),
     )

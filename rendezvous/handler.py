@@ -87,6 +87,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
         agent_socket: socket.socket,
         wakeups: queue.SimpleQueue[None],
         address: str,
+        min_nodes: int,
         max_nodes: int,
         timeout_s: float,
     ) -> None:
@@ -98,6 +99,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
         self._agent_socket = agent_socket
         self._wakeups = wakeups
         self.address = address
+        self.min_nodes = min_nodes
         self.max_nodes = max_nodes
         self._timeout_s = timeout_s
         self._seen = 0

@@ -22,7 +22,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +201,7 @@ class Job:
         granted, every = self._consensus.exchange(wishes, every)
         if "leave" in granted:
             self.mark("agreed")
-            self._leave(durable="durable" in granted)
+            self._leave(durable="durable" in granted or "durable" in self._wanted)
         save = "save" in granted or self._is_save_due_by_steps()
         if save:
             self._save()
@@ -487,19 +487,22 @@ class Job:
         return self._snapshots.secure(self.steps, self._extra(), self._own(), goes=goes, within_s=within_s)
 
     def _make_safe(self, all_leave: bool, in_memory: bool) -> None:
-        parting = Parting(in_memory, all_leave, self._saver is not None, self._left_s())
-        # Of a replicated state every rank knows by itself.
-        if not self.sharded and choose(parting) is Choice.IN_MEMORY:
-            return
-        unsafe, left_s, need_s, pending_s = self._consensus.worst(not in_memory, -parting.left_s, *self._needs_s())
-        parting = replace(
-            parting,
+        # A second node's notice may have come since the first one was agreed on: what any rank knows by now counts, so
+        # the ranks meet here once more even where their memory will do.
+        unsafe, too_few, left_s, need_s, pending_s = self._consensus.worst(
+            not in_memory, all_leave, -self._left_s(), *self._needs_s()
+        )
+        parting = Parting(
             in_memory=not unsafe,
+            all_leave=bool(too_few),
+            storage=self._saver is not None,
             left_s=-left_s,
             need_s=need_s if need_s >= 0 else None,
             pending_s=pending_s if pending_s >= 0 else None,
         )
         choice = choose(parting)
+        if choice is Choice.IN_MEMORY:
+            return
         end_s = time.monotonic() + parting.left_s
         why = "there is no checkpoint_dir, and no node is left to hold them"
         if self._saver is not None:

@@ -117,9 +117,6 @@ class Link:
             return None
         except KeyboardInterrupt:  # the agent ends what was interrupted on its terminal, once all have left
             raise SystemExit(128 + signal.SIGINT) from None
-        self.wanted.clear()
-        self._left.clear()
-        self.deadline_s, self.goes = None, False
         return environment
 
     def ask(self, what: str, round_number: int, step: int, name: str) -> bool:
@@ -170,6 +167,9 @@ class Link:
     def _hear(self, message: dict[str, Any]) -> None:
         op = message["op"]
         if op == "round":
+            self.wanted.clear()  # here: what is asked of the new round may be the very next message
+            self._left.clear()
+            self.deadline_s, self.goes = None, False
             self._rounds.put(message["environment"])
         elif op == "answer":
             self._answers.put(bool(message["yes"]))

@@ -47,6 +47,26 @@ def test_a_lost_gpu_drains_its_node_and_azure_hears_that_the_state_is_safe_when_
     assert [event["cause"] for event in stays.events("round_formed")[1:]] == ["drained", "drained"]
 
 
+def test_when_the_last_node_is_noticed_while_the_others_are_on_their_way_out_nothing_is_lost(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    job = make_job(nnodes="1:2")
+    paths = {name: tmp_path / name for name in "ab"}
+    script = (str(SCRIPT), str(job.out), str(MOST), "2", "ddp", str(job.dir / "ckpt"))
+    nodes = [job.start(name, flags=(f"--notice=file:{paths[name]}",), script=script) for name in "ab"]
+    job.until_steps(1, world=2)
+    paths["a"].write_text("60")
+    until("the workers know", lambda: nodes[1].events("workers_told"), detail=job.tell)
+    done = job.steps()[-1]["step"]
+    until("that is agreed on", lambda: job.steps()[-1]["step"] > done, detail=job.tell)
+    paths["b"].write_text("60")
+    assert [node.wait() for node in nodes] == [0, 0], job.tell()
+    later = start(job, "c")
+    job.until_steps(5, world=1)
+    finish(job, [later])
+    assert recomputed(job) == 0, job.tell()
+
+
 def test_a_node_whose_notice_is_withdrawn_in_time_stays_and_no_step_is_lost(make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job(nnodes="1:2")
     path = tmp_path / "notice"

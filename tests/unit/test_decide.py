@@ -9,7 +9,7 @@ import pytest
 from spotrun.errors import JobRefused
 from spotrun.launcher.decide import Action, Situation, decide
 from spotrun.rendezvous.membership import Standing
-from spotrun.rendezvous.state import Member, Outcome, Round
+from spotrun.rendezvous.state import Drain, Member, Outcome, Round
 
 ME = Member("a", "a-1", 1)
 OTHER = Member("b", "b-1", 1)
@@ -25,6 +25,7 @@ def standing(current: Round | None = None, **changes: object) -> Standing:
 
 RUNNING = Situation(standing(a_round(1, ME)), "running", started_round=1, started_as="a-1")
 COOPERATIVE = dataclasses.replace(RUNNING, cooperative=True, in_place=True)
+DRAINS = {"a": Drain("a", 30.0, "spotrun drain")}
 OUTCOME = Outcome("succeeded", "", "a")
 
 
@@ -60,6 +61,21 @@ OUTCOME = Outcome("succeeded", "", "a")
         (dataclasses.replace(COOPERATIVE, ready=True, agreed=True), Action.REPORT),  # the drain was withdrawn
         (dataclasses.replace(COOPERATIVE, hung=True), Action.REPORT),
         (dataclasses.replace(COOPERATIVE, hung=True, reported=True), Action.WAIT),  # for the round that is to come
+        # A notice between two rounds: the next one is entered first, and the others hear of it there.
+        (
+            dataclasses.replace(
+                COOPERATIVE, leaving=True, ready=True, agreed=True, standing=standing(a_round(2, ME)), released_for=2
+            ),
+            Action.ADMIT,
+        ),
+        (dataclasses.replace(COOPERATIVE, leaving=True, ready=True, agreed=True, reported=True), Action.WAIT),
+        (dataclasses.replace(COOPERATIVE, leaving=True, ready=True, agreed=True, overdue=True), Action.TELL),
+        (
+            dataclasses.replace(
+                COOPERATIVE, leaving=True, ready=True, agreed=True, standing=standing(a_round(1, ME), drains=DRAINS)
+            ),
+            Action.TELL,
+        ),
         (dataclasses.replace(RUNNING, leaving=True), Action.TELL),
         (dataclasses.replace(RUNNING, leaving=True, told=True), Action.STOP),
         (dataclasses.replace(RUNNING, leaving=True, told=True, workers="none"), Action.LEAVE),
