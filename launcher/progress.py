@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spotrun.errors import BadRecord
 from spotrun.rendezvous.etcd import EtcdClient
 from spotrun.rendezvous.keys import Keys
 from spotrun.rendezvous.state import Progress, Round, decode
+
+logger = logging.getLogger("spotrun")
 
 TELL_S = 1.0  # etcd hears of progress at most this often
 
@@ -43,9 +47,14 @@ class Steps:
 
 
 def of_job(client: EtcdClient, keys: Keys) -> list[Progress]:
-    """The word of every node. Raises EtcdError."""
-    found, _ = client.get_prefix(keys.progress)
-    return [decode(Progress, kv.value) for kv in found]
+    """The word of every node, without what cannot be read. Raises EtcdError."""
+    words = []
+    for found in client.get_prefix(keys.progress)[0]:
+        try:
+            words.append(decode(Progress, found.value))
+        except BadRecord as error:
+            logger.warning("%s is left out: %s", found.key, error)
+    return words
 
 
 def of_node(node_id: str, incarnation: str, current: Round, workers: Sequence[Steps | None]) -> Progress | None:
