@@ -30,6 +30,7 @@ from spotrun.launcher.environment import Place, worker_environment
 from spotrun.launcher.failures import WorkerRefused, process_failures, record
 from spotrun.launcher.hangs import HangWatch
 from spotrun.launcher.incident import Incidents, told
+from spotrun.launcher.interfaces import gloo_environment
 from spotrun.launcher.leaving import Leaving, unsaved
 from spotrun.launcher.ledger import Ledger, Phase
 from spotrun.launcher.link import Link
@@ -92,6 +93,7 @@ class SpotAgent(LocalElasticAgent):
         self._membership = handler.membership
         self._board = board
         self._ledger = ledger
+        self._gloo = gloo_environment(handler.address, os.environ)
         self._elastic = handler.max_nodes > 1  # else there is nobody to go on, and a signal ends the job
         self._incidents = Incidents(price_per_node_hour)
         self._link = Link(Commits(handler.membership).take, self._incidents.mark)
@@ -312,7 +314,7 @@ class SpotAgent(LocalElasticAgent):
             place = Place(
                 self._round, group.group_rank, local, spec.role, spec.max_restarts, self._handler.get_run_id()
             )
-            envs[local] = {**worker_environment(place), "SPOTRUN_LINK": str(self._link.path)}
+            envs[local] = {**worker_environment(place), **self._gloo, "SPOTRUN_LINK": str(self._link.path)}
             self._set_local_rank_env(cast("dict[str, str | None]", envs[local]), local, spec)
         return envs
 
