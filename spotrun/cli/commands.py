@@ -39,6 +39,7 @@ COMMANDS = {
     "plan": Command("spotrun.cli.plan:plan", "Rank machines for a job by what it will cost."),
     "audit": Command("spotrun.cli.audit:audit", "Prove from a job's audit that each sample was used exactly once."),
     "checkpoints": Command("spotrun.cli.checkpoints:checkpoints", "List, verify, prune and export checkpoints."),
+    "submit": Command("spotrun.cli.submit:submit", "Submit a job to Slurm or Kubernetes."),
     "bench": Command("spotrun.cli.bench:bench", "Measure spotrun beside torchrun on this machine."),
     "etcd": Command("spotrun.cli.etcd:etcd", "Run an etcd for jobs on this host, in the foreground."),
 }
