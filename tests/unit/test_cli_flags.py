@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch.distributed.run as torchrun
@@ -70,3 +71,9 @@ def test_the_help_gives_the_defaults_of_the_rendezvous() -> None:
     defaults = {flag.dest: flag.default for flag in OWN_FLAGS}
     assert float(defaults["lease_ttl"]) == settings.LEASE_TTL_S
     assert float(defaults["join_window"]) == settings.JOIN_WINDOW_S
+
+
+def test_the_page_for_those_who_come_from_torchrun_names_every_flag() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "migration.md").read_text()
+    missing = [flag.names for flag in (*OWN_FLAGS, *TORCH_FLAGS) if not any(f"`{name}`" in page for name in flag.names)]
+    assert not missing
