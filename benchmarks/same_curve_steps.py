@@ -1,8 +1,9 @@
 """The GPT of `spotrun demo` under DDP or FSDP2, each step written down; what `same_curve` runs.
 
-    same_curve_steps.py OUT ddp|fsdp float32|float64 STEPS
+    same_curve_steps.py OUT ddp|fsdp|pieces float32|float64 STEPS
 
-OUT gets a line for each step. No step after the one that is named in the file OUT.limit ends before that is changed.
+`pieces` is DDP that takes each rank's part in three pieces. OUT gets a line for each step. No step after the one that
+is named in the file OUT.limit ends before that is changed.
 """
 
 from __future__ import annotations
@@ -44,21 +45,27 @@ def train(job: spotrun.Job) -> None:
     else:
         model = DistributedDataParallel(net)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95))
-    batches = job.batches(Text(), global_batch_size=GLOBAL_BATCH, seed=0, epochs=None)
+    micro = GLOBAL_BATCH // 3 if KIND == "pieces" else None
+    batches = job.batches(Text(), global_batch_size=GLOBAL_BATCH, seed=0, epochs=None, micro_batch_size=micro)
     job.track(model=model, optimizer=optimizer)
+    total = torch.zeros((), dtype=DTYPE)
     for inputs, targets in batches:
         step = job.steps + 1
         if step > STEPS:
             break
-        optimizer.param_groups[0]["lr"] = (
-            PEAK_RATE * min(1.0, step / WARMUP_STEPS) * (0.1 + 0.9 * math.exp(-step / 1000))
-        )
-        logits = model(inputs.to(job.device))
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.to(job.device).flatten())
-        optimizer.zero_grad()
-        job.scale(loss).backward()  # type: ignore[no-untyped-call]
+        with batches.accumulate(model):
+            logits = model(inputs.to(job.device))
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.to(job.device).flatten())
+            job.scale(loss).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach().cpu() * batches.weight
+        if not batches.is_last_micro:
+            continue
+        warm = min(1.0, step / WARMUP_STEPS)
+        optimizer.param_groups[0]["lr"] = PEAK_RATE * warm * (0.1 + 0.9 * math.exp(-step / 1000))
         optimizer.step()
-        mean = mean_over_ranks(loss, batches.weight).item()
+        optimizer.zero_grad()
+        mean = mean_over_ranks(total).item()
+        total.zero_()
         if job.rank == 0:
             line = {"what": "step", "step": step, "loss": mean, "world": job.world_size, "round": job.round}
             with OUT.open("ab", buffering=0) as file:
