@@ -16,6 +16,7 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -219,6 +220,7 @@ class Proxy:
 
     target: EmbeddedEtcd
     port: int = 0
+    delay_s: float = 0.0  # each piece that passes is held so long
     _muted: threading.Event = field(default_factory=threading.Event)
     _refusing: bool = False
     _pairs: list[tuple[socket.socket, socket.socket]] = field(default_factory=list)
@@ -293,6 +295,8 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket, may_mute: bool) -> None:
         with contextlib.suppress(OSError), source:
             while piece := source.recv(65536):
+                if self.delay_s:
+                    time.sleep(self.delay_s)
                 if not (may_mute and self._muted.is_set()):
                     sink.sendall(piece)
         with contextlib.suppress(OSError):

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import spotrun
+from spotrun import events
 
 OUT, STEPS, STEP_S, KIND = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
 SAMPLES = 997
@@ -68,6 +69,7 @@ def train(job: spotrun.Job) -> None:
 
 
 if __name__ == "__main__":
+    events.to_file(OUT.with_suffix(".workers"))
     more = sys.argv[5:]
     directory, audit, save_every = [*more, *(None, None, "25steps")[len(more) :]]
     spotrun.run(train, checkpoint_dir=directory, audit_dir=audit, save_every=save_every)

@@ -1,0 +1,244 @@
+"""The fault campaign: one job after another, each harmed by a plan that follows from a seed, each then checked.
+
+    python -m tests.fault.campaign --hours 1 --seed 7 [--out DIR]
+
+A job that breaks a promise leaves its directory below --out, and the command that does the same again is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from spotrun import audit
+from spotrun.errors import DataError
+from spotrun.rendezvous.embedded import EmbeddedEtcd
+from tests.conftest import PR_SET_CHILD_SUBREAPER
+from tests.etcd_servers import client_of, unused_port
+from tests.fault.field import SCRIPT, Field
+from tests.fault.history import Commit, Formed, Harm, History, Step, Violation, detections, pauses, violations
+from tests.fault.kinds import KINDS, TTL_S
+from tests.fault.schedule import Planned, plan
+from tests.jobs import RealJob, real_job
+from tests.waiting import until
+
+SIZE = 3
+MOST_STEPS = 6000
+FAULTS_A_JOB = 20
+BOUND_S = 1.5 * TTL_S + 6.0  # what is promised, and what a machine with fewer cores than processes adds
+AGAIN_S = 60.0  # by when a job makes steps again: a new node imports torch meanwhile
+KINDS_OF_JOB = ("ddp", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    seed: int
+    kind: str
+    history: History
+    violations: list[Violation]
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(harm.kind for harm in self.history.harms)
+
+
+def reference(directory: Path) -> dict[int, float]:
+    """The curve of one process that nobody disturbs."""
+    command = [sys.executable, str(SCRIPT), str(directory / "out"), str(MOST_STEPS), "0", "plain"]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(directory)})
+    lines = [json.loads(line) for line in (directory / "out").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def run(seed: int, faults: int, kind: str, curve: Mapping[int, float], directory: Path) -> Result:
+    """One job under `faults` faults of the plan of `seed`."""
+    (directory / "job").mkdir(parents=True)
+    flags = (f"--lease-ttl={TTL_S:g}", "--max-restarts=1000")
+    with contextlib.ExitStack() as stack:
+        # On its data being there again the campaign depends: no short cut around fsync is taken.
+        etcd = stack.enter_context(EmbeddedEtcd(directory / "etcd", port=unused_port()))
+        data = directory / "etcd" / "member-data"
+        stack_of_proxies = stack.enter_context(contextlib.ExitStack())
+        job = stack.enter_context(
+            real_job(etcd.endpoint, directory / "job", run_id=f"seed-{seed}", nnodes=f"1:{SIZE}", flags=flags)
+        )
+        field = Field(job, etcd, data, kind, MOST_STEPS, SIZE, stack_of_proxies)
+        for _ in range(SIZE):
+            field.add()
+        harms: list[Harm] = []
+        missed: list[str] = []
+        try:
+            job.until_steps(3, world=SIZE, deadline_s=AGAIN_S)
+            for planned in plan(seed, faults):
+                harms.append(_harm(field, planned))
+                if planned.settles:
+                    _goes_on(job)
+        except AssertionError as error:
+            missed.append(str(error).split(" ---", 1)[0])
+        exits = {f"({what})": -1 for what in missed} | _end(field)
+        found = _audit(directory / "job" / "audit")
+        history = History(
+            _steps(job), _formed(job), _commits(job), tuple(harms), exits, found, _left(field), snapshots_every=None
+        )
+    return Result(seed, kind, history, violations(history, curve, BOUND_S))
+
+
+def _harm(field: Field, planned: Planned) -> Harm:
+    began_s = time.monotonic()
+    with KINDS[planned.kind].do(field, planned.pick) as said:
+        time.sleep(planned.for_s)
+    return Harm(planned.kind, at_s=began_s, healed_s=time.monotonic(), **{"nodes": (), **said})
+
+
+def _goes_on(job: RealJob) -> None:
+    """Steps are made that began later than now, whatever the world."""
+    now_s = time.monotonic()
+    until("the job makes steps again", lambda: sum(one.at_s > now_s for one in _steps(job)[-5:]) >= 3, AGAIN_S)
+
+
+def _end(field: Field) -> dict[str, int]:
+    """Tell the job to end; how each node that should be there ended."""
+    exits = {}
+    field.job.out.with_suffix(".end").touch()
+    end_s = time.monotonic() + 2 * AGAIN_S
+    for place in [*field.places, *field.leaving]:
+        try:
+            exits[place.name] = place.node.process.wait(max(0.1, end_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            exits[f"{place.name} (still runs)"] = -1
+    return exits
+
+
+def _left(field: Field) -> tuple[str, ...]:
+    mine = str(field.job.dir)
+    left = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE and mine in " ".join(process.cmdline()):
+                left.append(f"process {process.pid}: {' '.join(process.cmdline())[-200:]}")
+    with client_of(field.etcd) as client:
+        found, _ = client.get_prefix(f"/spotrun/{field.job.run_id}/nodes/", keys_only=True)
+        left += [f"key {kv.key}" for kv in found] if not left else []
+    return tuple(left)
+
+
+def _audit(directory: Path) -> tuple[str, ...]:
+    try:
+        layout, parts = audit.load(directory)
+    except DataError as error:
+        return (str(error),)
+    return tuple(one.text for one in audit.check(layout, parts).violations)
+
+
+def _steps(job: RealJob) -> tuple[Step, ...]:
+    return tuple(Step(one["step"], one["round"], one["world"], one["loss"], one["mono_s"]) for one in job.steps())
+
+
+def _formed(job: RealJob) -> tuple[Formed, ...]:
+    events = (event for node in job.nodes for event in node.events("round_formed"))
+    return tuple(Formed(e["round"], tuple(e["nodes"]), e["cause"], e["restarts"], e["mono_s"]) for e in events)
+
+
+def _commits(job: RealJob) -> tuple[Commit, ...]:
+    path = job.out.with_suffix(".workers")
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    saved: dict[str, Commit] = {}
+    for event in map(json.loads, lines):
+        if event["kind"] == "checkpoint_saved":
+            saved.setdefault(event["checkpoint"], Commit(event["step"], event["round"], event["mono_s"]))
+    return tuple(saved.values())
+
+
+@dataclasses.dataclass
+class Figures:
+    """What docs/reliability.md tells."""
+
+    faults: Counter[str] = dataclasses.field(default_factory=Counter)
+    jobs: int = 0
+    rounds: int = 0
+    steps: int = 0
+    detections_s: list[float] = dataclasses.field(default_factory=list)
+    pauses_s: list[float] = dataclasses.field(default_factory=list)
+    broken: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, result: Result, faults: int) -> None:
+        history = result.history
+        self.faults += result.counts
+        self.jobs += 1
+        self.rounds += len({one.round for one in history.formed})
+        self.steps += len(history.steps)
+        self.detections_s += detections(history).values()
+        self.pauses_s += pauses(history)
+        again = f"--seed {result.seed} --jobs 1 --faults {faults} --kind {result.kind}"
+        self.broken += [f"{again}: {found.promise}: {found.text}" for found in result.violations]
+
+    def told(self) -> dict[str, object]:
+        return {
+            "faults": sum(self.faults.values()),
+            "by_kind": dict(sorted(self.faults.items())),
+            "jobs": self.jobs,
+            "rounds": self.rounds,
+            "steps": self.steps,
+            "worst_detection_s": round(max(self.detections_s, default=0.0), 2),
+            "worst_pause_s": round(max(self.pauses_s, default=0.0), 2),
+            "median_pause_s": round(sorted(self.pauses_s or [0.0])[len(self.pauses_s) // 2], 2),
+            "broken": self.broken,
+        }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hours", type=float, default=1.0)
+    parser.add_argument("--jobs", type=int, default=10**9)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--faults", type=int, default=FAULTS_A_JOB, help="in each job")
+    parser.add_argument("--kind", choices=KINDS_OF_JOB, help="default: in turn")
+    parser.add_argument("--out", type=Path, default=Path("campaign-out"))
+    given = parser.parse_args()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans are found here
+    given.out.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="spotrun-campaign-"))
+    end_s, figures = time.monotonic() + given.hours * 3600, Figures()
+    try:
+        curve = reference(scratch)
+        for index in range(given.jobs):
+            if time.monotonic() > end_s:
+                break
+            seed, kind = given.seed + index, given.kind or KINDS_OF_JOB[(given.seed + index) % 2]
+            directory = scratch / f"{seed}-{kind}"
+            result = run(seed, given.faults, kind, curve, directory)
+            figures.add(result, given.faults)
+            if result.violations:
+                shutil.copytree(directory / "job", given.out / directory.name, dirs_exist_ok=True)
+                record = json.dumps(dataclasses.asdict(result), default=str)
+                (given.out / directory.name / "history.json").write_text(record)
+            shutil.rmtree(directory)
+            (given.out / "figures.json").write_text(json.dumps(figures.told(), indent=1))
+            print(
+                f"seed {seed} {kind}: {len(result.history.harms)} faults, {len(result.history.steps)} steps, "
+                f"{len(result.violations)} violations; {sum(figures.faults.values())} faults so far",
+                flush=True,
+            )
+            for found in result.violations:
+                print(f"  {found.promise}: {found.text}", flush=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return 1 if figures.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""What a job did while it was harmed, and a pure checker of what it promised.
+
+The record is data alone: the steps in the order in which they were written, what each node told of rounds, the commits,
+the faults, and how it all ended. Times are seconds on the one monotonic clock of the machine that runs the campaign.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+REL = 1e-9  # losses are float64: what reduction order alone can change
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of rank 0."""
+
+    step: int
+    round: int
+    world: int
+    loss: float
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Formed:
+    """A round as one node heard of it."""
+
+    round: int
+    nodes: tuple[str, ...]
+    cause: str
+    restarts: int
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A whole checkpoint was published."""
+
+    step: int
+    round: int
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """One fault, from when it was done until it was healed."""
+
+    kind: str
+    nodes: tuple[str, ...]  # those that it takes out of the job, empty where it takes none
+    at_s: float
+    healed_s: float
+    charged: int = 0  # worker failures of its own that it makes
+    planned: bool = False  # told in time: no step may be made again
+    etcd: bool = False  # etcd is away meanwhile, and nothing can be decided
+    pauses: bool = False  # nodes stand still and come back: what they say afterwards may be late
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    steps: tuple[Step, ...]
+    formed: tuple[Formed, ...]
+    commits: tuple[Commit, ...]
+    harms: tuple[Harm, ...]
+    exits: Mapping[str, int]  # of the nodes that were alive at the end
+    audit: tuple[str, ...] = ()  # violations that the proof of exact data found
+    left: tuple[str, ...] = ()  # what is still there when all is over
+    snapshots_every: int | None = None  # steps that a loss may cost where a copy survives; None: not bounded
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    promise: str
+    text: str
+
+
+def violations(history: History, reference: Mapping[int, float], bound_s: float) -> list[Violation]:
+    """What this history breaks. `reference` is the curve of one process; a loss is known within `bound_s`."""
+    found = [Violation("exact data", text) for text in history.audit]
+    found += [Violation("nothing left behind", text) for text in history.left]
+    found += [
+        Violation("the job ends", f"node {node} ended with {code}") for node, code in history.exits.items() if code
+    ]
+    found += _curve(history, reference)
+    for check in (_one_world, _numbers, _commits, _restarts):
+        found += check(history)
+    for timed in (_continues, _detected):
+        found += timed(history, bound_s)
+    return found
+
+
+def detections(history: History) -> dict[int, float]:
+    """By the index of a fault: how long until a round without its nodes was told of."""
+    told: dict[int, float] = {}
+    for index, harm in enumerate(history.harms):
+        if not harm.nodes or harm.etcd or harm.pauses or harm.planned:
+            continue
+        first = next(
+            (f.at_s for f in _in_time(history.formed) if f.at_s > harm.at_s and not set(harm.nodes) & set(f.nodes)),
+            None,
+        )
+        if first is not None:
+            told[index] = first - harm.at_s
+    return told
+
+
+def pauses(history: History) -> list[float]:
+    """The time between two steps of which the later one is in a newer round."""
+    return [b.at_s - a.at_s for a, b in itertools.pairwise(history.steps) if b.round > a.round]
+
+
+def _in_time(formed: tuple[Formed, ...]) -> list[Formed]:
+    return sorted(formed, key=lambda one: one.at_s)
+
+
+def _curve(history: History, reference: Mapping[int, float]) -> Iterator[Violation]:
+    for line in history.steps:
+        expected = reference[line.step]
+        if not math.isclose(line.loss, expected, rel_tol=REL, abs_tol=REL):
+            text = f"step {line.step} in round {line.round}: loss {line.loss!r}, in one process {expected!r}"
+            yield Violation("the same curve", text)
+
+
+def _one_world(history: History) -> Iterator[Violation]:
+    """No step of an older round after one of a newer. A rank 0 that stood still may finish its line when it wakes."""
+    newest, world, late = 0, 0, dict[int, int]()
+    stood_still = any(harm.pauses for harm in history.harms)
+    for line in history.steps:
+        if line.round < newest:
+            late[line.round] = late.get(line.round, 0) + 1
+            # Others take part in each further step of a larger world, and they are in the newer one.
+            if not stood_still or (line.world > 1 and late[line.round] > 1):
+                text = f"step {line.step} of round {line.round} was made after round {newest} had begun"
+                yield Violation("one world", text)
+        elif line.round > newest:
+            newest, world = line.round, line.world
+        elif line.world != world:
+            yield Violation("one world", f"round {line.round} had worlds of {world} and of {line.world}")
+
+
+def _numbers(history: History) -> Iterator[Violation]:
+    """All nodes hear the same of a round, and each node hears of rising numbers."""
+    heard: dict[int, Formed] = {}
+    for one in history.formed:
+        other = heard.setdefault(one.round, one)
+        if (other.nodes, other.restarts, other.cause) != (one.nodes, one.restarts, one.cause):
+            yield Violation("one world", f"round {one.round} is {other.nodes} to one node and {one.nodes} to another")
+
+
+def _continues(history: History, bound_s: float) -> Iterator[Violation]:
+    """Within a round step follows step, and a round never begins beyond what had been reached."""
+    reached, last = 0, None
+    for line in history.steps:
+        if last is not None and line.round < last.round:
+            continue  # late
+        if last is not None and line.round == last.round:
+            if line.step != last.step + 1:
+                yield Violation("no step lost", f"round {line.round} made step {line.step} after step {last.step}")
+        elif line.step > reached + 1:
+            yield Violation("no step lost", f"round {line.round} began with step {line.step}, reached was {reached}")
+        elif last is not None and line.step <= reached:
+            yield from _recomputed(history, last, line, reached, bound_s)
+        reached, last = max(reached, line.step), line
+
+
+def _recomputed(history: History, last: Step, line: Step, reached: int, bound_s: float) -> Iterator[Violation]:
+    """Steps are made again only after something that nobody was told of in time."""
+    again = reached - line.step + 1
+    unplanned = (harm for harm in history.harms if not harm.planned)
+    if not any(harm.at_s <= line.at_s and harm.healed_s + bound_s >= last.at_s for harm in unplanned):
+        yield Violation("notices cost no step", f"{again} steps were made again from step {line.step} on")
+    elif history.snapshots_every is not None and again > history.snapshots_every:
+        text = f"{again} steps were made again from step {line.step} on, allowed are {history.snapshots_every}"
+        yield Violation("bounded loss", text)
+
+
+def _commits(history: History) -> Iterator[Violation]:
+    """A round begins no earlier than after the newest checkpoint that was whole before it; commits never go back."""
+    first: dict[int, Step] = {}
+    for line in history.steps:
+        first.setdefault(line.round, line)
+    for commit in history.commits:
+        for line in first.values():
+            if line.round > commit.round and commit.at_s < _formed_s(history, line) and line.step <= commit.step:
+                text = f"round {line.round} began with step {line.step}, step {commit.step} was committed before"
+                yield Violation("commits are kept", text)
+            if line.round > commit.round and commit.at_s > line.at_s and commit.step >= line.step:
+                text = f"round {commit.round} committed step {commit.step} after round {line.round} made {line.step}"
+                yield Violation("fenced commits", text)
+
+
+def _formed_s(history: History, line: Step) -> float:
+    return min((one.at_s for one in history.formed if one.round == line.round), default=line.at_s)
+
+
+def _restarts(history: History) -> Iterator[Violation]:
+    allowed = sum(harm.charged for harm in history.harms)
+    charged = max((one.restarts for one in history.formed), default=0)
+    if charged > allowed:
+        yield Violation("restarts are not charged", f"{charged} restarts are charged, {allowed} workers failed")
+
+
+def _detected(history: History, bound_s: float) -> Iterator[Violation]:
+    away = [(harm.at_s, harm.healed_s) for harm in history.harms if harm.etcd]
+    for index, seconds in detections(history).items():
+        harm = history.harms[index]
+        end_s = harm.at_s + seconds
+        meanwhile = sum(max(0.0, min(end_s, until_s) - max(harm.at_s, since_s)) for since_s, until_s in away)
+        if seconds - meanwhile > bound_s:
+            text = f"{harm.kind} of {', '.join(harm.nodes)}: known after {seconds:.1f} s, bound is {bound_s:.1f} s"
+            yield Violation("bounded detection", text)
