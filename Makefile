@@ -8,7 +8,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-.PHONY: test check demo bench clean
+.PHONY: test check demo bench campaign clean
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -24,5 +24,10 @@ demo: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/spotrun bench --out benchmarks/out
 
+# Faults without end against real jobs, each checked: make campaign HOURS=2 SEED=7 (what breaks is kept in campaign-out).
+HOURS ?= 1
+campaign: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fault.campaign --hours $(HOURS) $(if $(SEED),--seed $(SEED))
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-out
+	rm -rf $(VENV) build dist *.egg-info demo-out campaign-out

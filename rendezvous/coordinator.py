@@ -221,7 +221,8 @@ class Coordinator:
             elif key.startswith(self._keys.quarantine):
                 self._quarantined.add(name)
             elif key == self._keys.round:
-                self._round, self._round_revision = decode(Round, value), modified
+                self._round_revision = modified  # also of one that cannot be read: the next one is written over it
+                self._round = decode(Round, value)
             elif key.startswith(self._keys.nodes):
                 self._take_node(name, decode(Node, value), lease, now_s)
             elif key.startswith(self._keys.reports):
@@ -235,6 +236,8 @@ class Coordinator:
             logger.warning("%s is left out: %s", key, error)
 
     def _take_node(self, name: str, node: Node, lease: int, now_s: float) -> None:
+        if node.node_id != name:
+            raise BadRecord(f"It is the record of {node.node_id}.")
         known = self._nodes.get(name)
         if known is not None and known.live.node.incarnation == node.incarnation:
             known.live = dataclasses.replace(known.live, node=node)

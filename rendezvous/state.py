@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from spotrun.errors import BadRecord
+from spotrun.rendezvous.keys import is_node_id
 
 PROTOCOL = 1
 MAX_BYTES = 1 << 20  # etcd's own limit for a request is 1.5 MiB
 MAX_TEXT = 16_384
+MAX_NPROC = 4096  # workers of a node: far beyond any machine
+PORTS = 1 << 16
 R = TypeVar("R")
 
 
@@ -211,7 +214,30 @@ def decode(kind: type[R], value: bytes) -> R:
             "run the same spotrun on every node."
         )
     del data["v"]
-    return typing.cast(R, _build(kind, data, kind.__name__))
+    record = typing.cast(R, _build(kind, data, kind.__name__))
+    _check(record)
+    return record
+
+
+def _check(record: Any) -> None:
+    """Raises BadRecord for values that no node writes, and that nothing could be made of."""
+    match record:
+        case Job(min_nodes=low, max_nodes=high) if not 1 <= low <= high:
+            raise BadRecord(f"A Job record asks for {low} to {high} nodes.")
+        case Node(node_id=name) if not is_node_id(name):
+            raise BadRecord(f"A Node record is of {name[:80]!r}, which is no node id.")
+        case Node(agent_port=agent, store_port=store) if not (0 <= agent < PORTS and 0 <= store < PORTS):
+            raise BadRecord(f"A Node record has the ports {agent} and {store}.")
+        case Node(nproc=nproc) if not 1 <= nproc <= MAX_NPROC:
+            raise BadRecord(f"A Node record has {nproc} workers.")
+        case Round(number=number, store_port=store) if number < 1 or not 0 <= store < PORTS:
+            raise BadRecord(f"A Round record has the number {number} and the port {store}.")
+        case Round(members=members):
+            names = {member.node_id for member in members}
+            if not members or len(names) < len(members) or not all(map(is_node_id, names)):
+                raise BadRecord("A Round record has no members, or one twice, or one that is no node id.")
+            if not all(1 <= member.nproc <= MAX_NPROC for member in members):
+                raise BadRecord(f"A Round record has a member without workers, or with more than {MAX_NPROC}.")
 
 
 @functools.lru_cache(maxsize=64)

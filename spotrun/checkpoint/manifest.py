@@ -127,7 +127,7 @@ def decode(data: bytes, name: str) -> Manifest:
             created_wall_s=float(body["created_wall_s"]),
             extra=dict(body["extra"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{name}/{MANIFEST} is not a manifest: {type(error).__name__}: {error}") from error
     if manifest.name != name:
         raise CheckpointError(f"{name}/{MANIFEST} belongs to {manifest.name}: the directory was renamed or copied over")
