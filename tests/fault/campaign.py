@@ -124,16 +124,25 @@ def _end(field: Field) -> dict[str, int]:
 
 
 def _left(field: Field) -> tuple[str, ...]:
-    mine = str(field.job.dir)
+    """What is there when all that was killed has had the time of a lease to go."""
+    end_s = time.monotonic() + 3 * TTL_S
+    with client_of(field.etcd) as client:
+        while True:
+            found, _ = client.get_prefix(f"/spotrun/{field.job.run_id}/nodes/", keys_only=True)
+            left = (*_processes(str(field.job.dir)), *(f"key {kv.key}" for kv in found))
+            if not left or time.monotonic() > end_s:
+                return left
+            time.sleep(0.1)
+
+
+def _processes(mine: str) -> list[str]:
     left = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE and mine in " ".join(process.cmdline()):
-                left.append(f"process {process.pid}: {' '.join(process.cmdline())[-200:]}")
-    with client_of(field.etcd) as client:
-        found, _ = client.get_prefix(f"/spotrun/{field.job.run_id}/nodes/", keys_only=True)
-        left += [f"key {kv.key}" for kv in found] if not left else []
-    return tuple(left)
+            command = " ".join(process.cmdline())
+            if process.status() != psutil.STATUS_ZOMBIE and mine in command and "etcd" not in process.name():
+                left.append(f"process {process.pid}: {command[-200:]}")
+    return left
 
 
 def _audit(directory: Path) -> tuple[str, ...]:
