@@ -82,6 +82,7 @@ class Membership:
         self._session: Session | None = None
         self._create_revision = 0
         self._last_round = 0
+        self._restarts = 0
         self._watches: list[Watch] = []
         self._generation = 0
         self._predecessor: KeyValue | None = None
@@ -369,6 +370,7 @@ class Membership:
             if key == self.keys.round:
                 changes["round"] = found = decode(Round, value)
                 self._last_round = max(self._last_round, found.number)
+                self._restarts = max(self._restarts, found.restarts)
             elif key == self.keys.outcome:
                 changes["outcome"] = decode(Outcome, value)
             else:
@@ -456,7 +458,9 @@ class Membership:
         self._drop_session()
         self._to_write, self._progress = {}, None  # but if this node was to leave, it still is
         incarnation = secrets.token_hex(4)
-        self._node = dataclasses.replace(self._node, incarnation=incarnation, last_round=self._last_round)
+        self._node = dataclasses.replace(
+            self._node, incarnation=incarnation, last_round=self._last_round, restarts=self._restarts
+        )
         events.emit("fenced", "this node lost its lease: it joins anew", level=logging.WARNING)
         self._become(joined=False, incarnation=incarnation, round=None, drains={})
 

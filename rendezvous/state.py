@@ -45,6 +45,7 @@ class Node:
     nproc: int
     last_round: int = 0  # the newest round it has seen, so that numbers go on rising after etcd has lost its data
     labels: dict[str, str] = field(default_factory=dict)
+    restarts: int = 0  # charged so far, as it has seen: what etcd loses is not given to the job again
 
 
 @dataclass(frozen=True, slots=True)

@@ -309,7 +309,7 @@ def _form(
     if last is not None and last.members[0] == members[0] and last.store_port == host.store_port:
         return Wait()  # its agent is about to announce a fresh store
     number = max([live.node.last_round for live in view.live] + [last.number if last else 0]) + 1
-    restarts = (last.restarts if last else 0) + charged
+    restarts = max([live.node.restarts for live in view.live] + [last.restarts if last else 0]) + charged
     planned = last is not None and kind in Round.PLANNED
     unplanned = last.unplanned if planned and last is not None else number
     store = host.address, host.store_port

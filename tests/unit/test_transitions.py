@@ -242,6 +242,12 @@ def test_round_numbers_go_on_rising_after_etcd_lost_its_data() -> None:
     assert formed(View(job(1, 1), (live("a", last_round=41),)), 0.0).number == 42
 
 
+def test_restarts_that_were_charged_stay_charged_after_etcd_lost_its_data() -> None:
+    seen = live("a")
+    seen = dataclasses.replace(seen, node=dataclasses.replace(seen.node, restarts=2))
+    assert formed(View(job(1, 2, restarts=3), (seen, live("b"))), 0.0).restarts == 2
+
+
 def test_a_node_that_asks_for_a_new_round_gets_one_uncharged() -> None:
     view = View(job(), (live("a"), live("b")), a_round("a", "b"), ((report("b", "rejoin"), 10.0),))
     current = formed(view, 10.05)
