@@ -93,17 +93,20 @@ def violations(history: History, reference: Mapping[int, float], bound_s: float)
 
 
 def detections(history: History) -> dict[int, float]:
-    """By the index of a fault: how long until a round without its nodes was told of."""
+    """By the index of a fault: how long until the next round was told of, if that is without its nodes.
+
+    A node that is back under its own name before that is in it.
+    """
     told: dict[int, float] = {}
+    rounds: dict[int, Formed] = {}
+    for one in _in_time(history.formed):
+        rounds.setdefault(one.round, one)
     for index, harm in enumerate(history.harms):
         if not harm.nodes or harm.etcd or harm.pauses or harm.planned:
             continue
-        first = next(
-            (f.at_s for f in _in_time(history.formed) if f.at_s > harm.at_s and not set(harm.nodes) & set(f.nodes)),
-            None,
-        )
-        if first is not None:
-            told[index] = first - harm.at_s
+        following = next((one for one in rounds.values() if one.at_s > harm.at_s), None)
+        if following is not None and not set(harm.nodes) & set(following.nodes):
+            told[index] = following.at_s - harm.at_s
     return told
 
 
