@@ -236,7 +236,8 @@ def main() -> int:
             result = run(seed, given.faults, kind, curve, directory)
             figures.add(result, given.faults)
             if result.violations:
-                shutil.copytree(directory / "job", given.out / directory.name, dirs_exist_ok=True)
+                ignored = shutil.ignore_patterns("tmp-*", "ckpt")
+                shutil.copytree(directory / "job", given.out / directory.name, ignore=ignored, dirs_exist_ok=True)
                 record = json.dumps(dataclasses.asdict(result), default=str)
                 (given.out / directory.name / "history.json").write_text(record)
             shutil.rmtree(directory)
