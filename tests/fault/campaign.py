@@ -119,7 +119,9 @@ def _end(field: Field) -> dict[str, int]:
     exits = {}
     field.job.out.with_suffix(".end").touch()
     end_s = time.monotonic() + 2 * AGAIN_S
-    for place in [*field.places, *field.leaving]:
+    # A node that was told to go before its agent could listen died of it.
+    heard = [place for place in field.leaving if place.node.events("round_formed")]
+    for place in [*field.places, *heard]:
         try:
             exits[place.name] = place.node.process.wait(max(0.1, end_s - time.monotonic()))
         except subprocess.TimeoutExpired:
