@@ -22,6 +22,7 @@ import pytest
 import trustme
 
 from spotrun.rendezvous.embedded import EmbeddedEtcd
+from spotrun.rendezvous.etcd import Op
 from tests.etcd_servers import (  # noqa: F401
     Cluster,
     TlsEtcd,
@@ -229,6 +230,19 @@ def test_nodes_that_die_together(
     assert_one_world(job)
 
 
+# -- what others write to etcd
+
+
+def test_records_that_nobody_can_read_neither_stop_a_job_nor_end_it(private_etcd: EmbeddedEtcd, job_at: JobAt) -> None:
+    job = job_at(private_etcd.endpoint, flags=SHORT, nnodes="1:1")
+    with client_of(private_etcd) as client:
+        for key in ("round", "reports/evil", "drains/evil"):
+            client.txn([], [Op.put(f"/spotrun/{job.run_id}/{key}", b'{"v": 1, "number": 7, "members": []}')])
+    (node,) = started(job, "a", steps=20)
+    assert node.wait() == 0, job.tell()
+    assert "is left out" in node.output() and "Traceback" not in node.output(), job.tell()
+
+
 # -- access to etcd
 
 
@@ -251,7 +265,7 @@ def test_a_job_runs_with_a_password_that_is_seen_nowhere(
     password = "correct-horse"
     (tmp_path / "password").write_text(password + "\n")
     add_user(private_etcd, "root", password)
-    add_user(private_etcd, "me", password, "/spotrun/")
+    add_user(private_etcd, "me", password, "/spotrun/job/")  # nothing beyond this run is needed
     admin(private_etcd, "auth/enable")
     flags = ("--etcd-user=me", f"--etcd-password-file={tmp_path / 'password'}")
     job = job_at(private_etcd.endpoint, flags=flags, nnodes="2:2")
