@@ -43,6 +43,7 @@ from spotrun.launcher.workers import Workers
 from spotrun.rendezvous.handler import EtcdRendezvousHandler
 from spotrun.rendezvous.hangs import where
 from spotrun.rendezvous.state import Drain, Progress, Report, Round, Stall
+from spotrun.wording import plural
 
 logger = logging.getLogger("spotrun")
 
@@ -268,9 +269,10 @@ class SpotAgent(LocalElasticAgent):
         group: Any = worker_group  # torch declares these fields as None
         group.group_rank, group.group_world_size = group_rank, len(current.members)
         group.master_addr, group.master_port = current.store_address, current.store_port
+        there = f"{plural(len(current.members), 'node')}, {plural(size, 'worker')}"
         events.emit(
             "round_formed",
-            f"round {current.number}: {len(current.members)} nodes, {size} workers ({current.reason})",
+            f"round {current.number}: {there} ({current.reason})",
             round=current.number,
             cause=current.kind,
             reason=current.reason,

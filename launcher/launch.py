@@ -22,6 +22,7 @@ from spotrun.config import AgentOptions
 from spotrun.errors import UsageError
 from spotrun.launcher import torch_events
 from spotrun.launcher.agent import Drained, SpotAgent
+from spotrun.launcher.host import HostWatch
 from spotrun.launcher.ledger import Ledger, file_of
 from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.wakeup import Wakeup
@@ -79,11 +80,13 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
             wakeup.catch(handled | {signal.SIGUSR2})  # Slurm's --signal, as sbatch users give it
             board.start()
             initialize_metrics(MetricsConfig(config.metrics_cfg))
+            host = HostWatch(standing.node_id, handler.membership.vitals)
             try:
                 with events.to_listener(ledger.hear, node=standing.node_id):
                     return _run(agent, _get_entrypoint_name(entrypoint, args), config, options)
             finally:
                 board.stop()
+                host.close()
                 ledger.close()
         finally:
             workers.close()

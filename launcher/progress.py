@@ -30,11 +30,14 @@ class Steps:
     snapshot_step: int
     commit_step: int
     busy: bool = False
+    data_share: float = 0.0
+    checkpoint_share: float = 0.0
+    communication_share: float | None = None
 
     @staticmethod
     def of(message: Mapping[str, Any]) -> Steps:
         """Raises KeyError, TypeError and ValueError where `message` is none of ours."""
-        loss = message["loss"]
+        loss, communication = message["loss"], message.get("communication_share")
         return Steps(
             round=int(message["round"]),
             step=int(message["step"]),
@@ -43,6 +46,9 @@ class Steps:
             loss=float(loss) if loss is not None and math.isfinite(loss) else None,
             snapshot_step=int(message["snapshot_step"]),
             commit_step=int(message["commit_step"]),
+            data_share=float(message.get("data_share", 0.0)),
+            checkpoint_share=float(message.get("checkpoint_share", 0.0)),
+            communication_share=None if communication is None else float(communication),
         )
 
 
@@ -62,6 +68,7 @@ def of_node(node_id: str, incarnation: str, current: Round, workers: Sequence[St
     known = [steps for steps in workers if steps is not None and steps.round == current.number]
     if len(known) < len(workers) or not known:
         return None
+    communication = [steps.communication_share for steps in known]
     slowest = min(known, key=lambda steps: steps.step)
     return Progress(
         node_id,
@@ -74,6 +81,11 @@ def of_node(node_id: str, incarnation: str, current: Round, workers: Sequence[St
         last_snapshot_step=min(steps.snapshot_step for steps in known),
         last_commit_step=max(steps.commit_step for steps in known),
         busy=any(steps.busy for steps in known),
+        data_share=max(steps.data_share for steps in known),
+        checkpoint_share=max(steps.checkpoint_share for steps in known),
+        communication_share=None
+        if None in communication
+        else max(share for share in communication if share is not None),
     )
 
 

@@ -27,6 +27,9 @@ class Gpu:
     index: int
     uuid: str = ""
     lost: str = ""  # why the driver no longer reaches it; "" while it does
+    busy_share: float | None = None  # of the time since the last reading, as NVML samples it
+    memory_bytes: int = 0
+    memory_used_bytes: int = 0
     temperature_c: int | None = None
     slowdown_c: int | None = None  # from there on it clocks down
     shutdown_c: int | None = None  # there it switches itself off
@@ -180,10 +183,15 @@ class Gpus:
             if error.value in self._lost_codes():
                 return Gpu(index, known.uuid, str(error), xids=frozenset(self._xids[index]))
         rows = self._read((0, 0, 0, 0), n.nvmlDeviceGetRemappedRows, handle)
+        rates = self._read(None, n.nvmlDeviceGetUtilizationRates, handle)
+        space = self._read(None, n.nvmlDeviceGetMemoryInfo, handle)
         slowdown, shutdown = n.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN, n.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN
         return Gpu(
             index,
             known.uuid,
+            busy_share=None if rates is None else rates.gpu / 100,
+            memory_bytes=0 if space is None else int(space.total),
+            memory_used_bytes=0 if space is None else int(space.used),
             temperature_c=self._read(None, n.nvmlDeviceGetTemperature, handle, n.NVML_TEMPERATURE_GPU),
             slowdown_c=self._read(None, n.nvmlDeviceGetTemperatureThreshold, handle, slowdown),
             shutdown_c=self._read(None, n.nvmlDeviceGetTemperatureThreshold, handle, shutdown),

@@ -103,6 +103,13 @@ class Keys:
         """How many entries were ever put into the ledger."""
         return self.root + "ledger_count"
 
+    @property
+    def vitals(self) -> str:
+        return self.root + "vitals/"
+
+    def vitals_of(self, node_id: str) -> str:
+        return self.vitals + node_id
+
     def ledger_slot(self, slot: int) -> str:
         return f"{self.ledger}{slot:04d}"
 

@@ -26,7 +26,19 @@ from spotrun.rendezvous.liveness import Liveness, State, Target
 from spotrun.rendezvous.reactor import Reactor
 from spotrun.rendezvous.session import Session
 from spotrun.rendezvous.settings import Settings
-from spotrun.rendezvous.state import Drain, Job, Node, Outcome, Progress, Quarantine, Report, Round, decode, encode
+from spotrun.rendezvous.state import (
+    Drain,
+    Job,
+    Node,
+    Outcome,
+    Progress,
+    Quarantine,
+    Report,
+    Round,
+    Vitals,
+    decode,
+    encode,
+)
 
 logger = logging.getLogger("spotrun")
 
@@ -92,7 +104,7 @@ class Membership:
         self._target: Target | None = None
         self._coordinator: Coordinator | None = None
         self._to_write: dict[str, bytes] = {}
-        self._progress: bytes | None = None  # to be written
+        self._told: dict[str, bytes] = {}  # to be written under the node's lease
         self._drain: Drain | None = None  # this node's own
         self._written: tuple[Node, Drain | None] | None = None  # what lies in etcd under its lease
         self._name_taken_until_s: float | None = None
@@ -113,7 +125,11 @@ class Membership:
 
     def progress(self, progress: Progress) -> None:
         """Tell how far this node's workers have come; only the newest word is written, under the node's lease."""
-        self._reactor.post(self, ("progress", self._generation, progress))
+        self._reactor.post(self, ("tell", self._generation, (self.keys.progress_of(progress.node_id), progress)))
+
+    def vitals(self, vitals: Vitals) -> None:
+        """Tell how this machine is; the same holds."""
+        self._reactor.post(self, ("tell", self._generation, (self.keys.vitals_of(vitals.node_id), vitals)))
 
     def announce(self, **changes: Any) -> None:
         """Change fields of this node's record: a fresh store port, say."""
@@ -144,8 +160,8 @@ class Membership:
                 self._coordinator.handle(detail)
         elif what == "report":
             self._to_write[self.keys.report(detail.node_id)] = encode(detail)
-        elif what == "progress":
-            self._progress = encode(detail)
+        elif what == "tell":
+            self._told[detail[0]] = encode(detail[1])
         elif what == "announce":
             self._node = dataclasses.replace(self._node, **detail)
         elif what == "drain":
@@ -222,11 +238,10 @@ class Membership:
             if self._written is None or self._written[1] != self._drain:  # else it may be another's word
                 mark = self.keys.drain(self._node.node_id)
                 ops.append(Op.put(mark, encode(self._drain), lease) if self._drain else Op.delete(mark))
-        if self._progress is not None:
-            ops.append(Op.put(self.keys.progress_of(self._node.node_id), self._progress, lease))
+        ops += [Op.put(name, value, lease) for name, value in self._told.items()]
         if ops:
             self.client.txn([Compare.created(key, self._create_revision)], ops)
-            self._written, self._to_write, self._progress = (self._node, self._drain), {}, None
+            self._written, self._to_write, self._told = (self._node, self._drain), {}, {}
 
     def _join(self, now_s: float) -> float | None:
         """Put this node's key; when to try again, or None once it is in."""
@@ -456,7 +471,7 @@ class Membership:
         """The lease is gone: the others have gone on without this node, which comes back as a newcomer."""
         self._forget()
         self._drop_session()
-        self._to_write, self._progress = {}, None  # but if this node was to leave, it still is
+        self._to_write, self._told = {}, {}  # but if this node was to leave, it still is
         incarnation = secrets.token_hex(4)
         self._node = dataclasses.replace(
             self._node, incarnation=incarnation, last_round=self._last_round, restarts=self._restarts

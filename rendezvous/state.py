@@ -156,6 +156,9 @@ class Progress:
     last_snapshot_step: int  # in memory
     last_commit_step: int  # the newest whole checkpoint that this node knows of
     busy: bool = False  # a worker said that it does something else than stepping: an evaluation, the last save
+    data_share: float = 0.0  # of the time of a step, that its slowest worker waited for data ...
+    checkpoint_share: float = 0.0  # ... that snapshots and saves took ...
+    communication_share: float | None = None  # ... that gradients were reduced; None: not known
 
     @property
     def step(self) -> int:
@@ -170,6 +173,29 @@ class Checkpoint:
     step: int
     round: int
     name: str  # of its directory
+
+
+@dataclass(frozen=True, slots=True)
+class GpuVitals:
+    """One GPU that workers may use."""
+
+    index: int
+    busy_share: float
+    memory_bytes: int
+    memory_used_bytes: int
+    temperature_c: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """How a node's machine is."""
+
+    node_id: str
+    load: float  # processes that want a processor, for each processor; the mean of a minute
+    cpu_share: float
+    memory_bytes: int  # of the host, or of our cgroup where that is tighter
+    memory_free_bytes: int
+    gpus: tuple[GpuVitals, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from typing import TypeAlias
 from spotrun.rendezvous.hangs import behind, explain
 from spotrun.rendezvous.settings import STORM_S, STORM_WINDOW_S, Settings
 from spotrun.rendezvous.state import Failure, Job, Member, Node, Outcome, Quarantine, Report, Round
+from spotrun.wording import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ def _start(view: View, able: list[Live], settings: Settings, now_s: float, coord
     if len(able) < view.job.max_nodes and now_s < until_s:
         return Wait(until_s)
     members = _members(able[: view.job.max_nodes])
-    return _form(view, members, "start", f"{len(members)} nodes are here", coordinator)
+    return _form(view, members, "start", f"{plural(len(members), 'node')} here", coordinator)
 
 
 def _replace(

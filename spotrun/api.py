@@ -37,6 +37,7 @@ from spotrun.parting import Choice, Parting, choose, lost
 from spotrun.progress import Teller
 from spotrun.save_history import SaveHistory
 from spotrun.streams import ResumableLoader, Stream, pack, unpack
+from spotrun.utilisation import Utilisation
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +115,7 @@ class Job:
         self._saved_step = -1  # of the last save that was begun, or that was restored; equal on all ranks
         self._history = SaveHistory()
         self._step_s: float | None = None
+        self._utilisation = Utilisation()
         self._stepped_s = time.monotonic()
         self._teller = Teller(link.progress, place.round) if link is not None else None
         self._audits: list[AuditWriter] = []
@@ -191,6 +193,7 @@ class Job:
             self._tracked.moved = False
         now_s = time.monotonic()
         took_s, self._stepped_s = now_s - self._stepped_s, now_s
+        self._utilisation.step(took_s, sum(batches.waited_s for batches in self._batches))
         self._step_s = took_s if self._step_s is None else 0.9 * self._step_s + 0.1 * took_s
         wishes = set(self._wanted)
         if save or self._is_save_due():
@@ -208,6 +211,7 @@ class Job:
         # A step that is saved is kept in memory, too, which is thereby as new as what is durable.
         if self._snapshots is not None and self._snapshots.due(self.steps, 1 if save else every, granted):
             self._snapshots.take(self.steps, self._extra(), self._own())
+        self._utilisation.saved(time.monotonic() - now_s)
         if self._link is not None:
             self._link.step = self.steps
         if self._teller is not None and self._teller.due(took_s, now_s):
@@ -219,6 +223,7 @@ class Job:
                 samples=self._samples,
                 snapshot_step=self._snapshots.step if self._snapshots is not None else 0,
                 commit_step=self._history.durable_step,
+                **self._utilisation.shares(self._tracked.models if self._tracked is not None else ()),
             )
 
     @contextlib.contextmanager

@@ -11,6 +11,7 @@ What a position, a slice and a weight are is decided in `spotrun.slices`; this f
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -104,6 +105,7 @@ class Batches:
         self._until: int | None = None  # the epoch at whose start the present loop ends, within each_epoch()
         # Told of each step's samples before the step can take effect: a rank that dies in it has contributed already.
         self.on_step: Callable[[int, int, list[int]], None] | None = None
+        self.waited_s = 0.0  # in all, for the loader
         self._exhausted = False
         self._version = 0  # of world and position: a loop that runs over a change plans anew
         self.set_world(rank, world_size)
@@ -273,7 +275,9 @@ class Batches:
                 running = self._loader is not None and options.get("persistent_workers", False)
                 with forking_safely(options["num_workers"] > 0 and not running):
                     fetched = iter(self._make_loader())
+            began_s = time.monotonic()
             ids, batch = next(fetched)
+            self.waited_s += time.monotonic() - began_s
             self._plan = plan
             self._ids = ids if plan.count else []
             self._step_ids = self._ids if plan.micro == 0 else self._step_ids + self._ids

@@ -53,6 +53,10 @@ class Tracked:
         tensors = [p for model in self._models.values() for p in model.parameters()]
         return any(isinstance(tensor, DTensor) for tensor in tensors)
 
+    @property
+    def models(self) -> list[torch.nn.Module]:
+        return list(self._models.values())
+
     def _move(self, *_: Any) -> None:
         if self.before_change is not None:
             self.before_change()

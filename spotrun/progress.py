@@ -31,7 +31,7 @@ class Teller:
         self._took_s.append(took_s)
         return now_s - self._told_s >= TELL_S
 
-    def tell(self, now_s: float, loss: torch.Tensor | float | None, **fields: int) -> None:
+    def tell(self, now_s: float, loss: torch.Tensor | float | None, **fields: float | None) -> None:
         self._told_s = now_s
         self._look_at(loss)
         self._say(round=self._round, step_s=statistics.median(self._took_s), loss=self._loss, **fields)

@@ -9,6 +9,7 @@ It may import the launcher; nothing imports it. Help, version and hints need no 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +32,10 @@ def main(args: Sequence[str] | None = None) -> None:
         _dispatch(list(args))
         return
     try:
+        if "_SPOTRUN_COMPLETE" in os.environ:
+            from spotrun.cli.completion import answer
+
+            answer()
         _dispatch(sys.argv[1:])
     except SpotrunError as error:
         sys.stderr.write(f"spotrun: {error}\n")

@@ -32,7 +32,10 @@ class Command:
 COMMANDS = {
     "run": Command("spotrun.cli.launch:main", "Launch a script; the word may be left out."),
     "demo": Command("spotrun.cli.demo:main", "See training survive on this one machine."),
+    "status": Command("spotrun.cli.status:status", "How a running job stands; --watch keeps it in view."),
+    "events": Command("spotrun.cli.events:events", "What has happened to a job, and what it cost."),
     "drain": Command("spotrun.cli.drain:drain", "Make a node of a running job leave, without losing a step."),
+    "stop": Command("spotrun.cli.stop:stop", "End a running job on all nodes, its state saved first."),
     "readmit": Command("spotrun.cli.readmit:readmit", "Let a node in again that was kept out for its failures."),
     "report": Command("spotrun.cli.report:report", "Write what happened to a job into one HTML file."),
     "doctor": Command("spotrun.cli.doctor:doctor", "Find out what would go wrong before a job starts."),
@@ -42,6 +45,7 @@ COMMANDS = {
     "submit": Command("spotrun.cli.submit:submit", "Submit a job to Slurm or Kubernetes."),
     "bench": Command("spotrun.cli.bench:bench", "Measure spotrun beside torchrun on this machine."),
     "etcd": Command("spotrun.cli.etcd:etcd", "Run an etcd for jobs on this host, in the foreground."),
+    "completion": Command("spotrun.cli.completion:completion", "Print the completion script of a shell."),
 }
 
 
