@@ -13,6 +13,7 @@ import os
 import selectors
 import signal
 import time
+from collections.abc import Callable
 from string import Template
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.notices.notice import Grade, Notice
 from spotrun.launcher.notices.signals import notice_from_signal
 from spotrun.launcher.progress import Teller, of_job, of_node
+from spotrun.launcher.progress_line import ProgressLine, text_of
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
 from spotrun.rendezvous.handler import EtcdRendezvousHandler
@@ -49,7 +51,6 @@ logger = logging.getLogger("spotrun")
 
 RELEASE_S = 5.0  # workers whose round is over leave it within this time, or are ended
 BOUNDARY_S = 600.0  # and this long where they may go on to the agreed step first: a model may have to be compiled
-CURVE_S = 5.0  # between two points of the curve of steps and loss: 2 MB a day in the ledger's file
 ABORT_GRACE_S = 1.0  # between SIGTERM and SIGKILL where the round is over anyway; no handler can still use a collective
 
 
@@ -77,6 +78,8 @@ class SpotAgent(LocalElasticAgent):
         *,
         hang_timeout_s: float | None,
         price_per_node_hour: float | None,
+        progress_s: float,
+        say_progress: Callable[[Progress], None],
         start_method: str,
         log_line_prefix_template: str | None,
         shutdown_timeout: int,
@@ -98,7 +101,8 @@ class SpotAgent(LocalElasticAgent):
         self._elastic = handler.max_nodes > 1  # else there is nobody to go on, and a signal ends the job
         self._incidents = Incidents(price_per_node_hour)
         self._link = Link(Commits(handler.membership).take, self._incidents.mark)
-        self._teller = Teller(handler.membership.progress)
+        self._teller = Teller(say_progress)
+        self._progress_line = ProgressLine(progress_s)
         self._hang_timeout_s = hang_timeout_s
         self._hangs = HangWatch(
             self._link,
@@ -109,7 +113,6 @@ class SpotAgent(LocalElasticAgent):
         )
         self._told_stalls: tuple[Stall, ...] = ()
         self._tell_at_s: float | None = None
-        self._curve_due_s = 0.0
         self._released_for = 0
         self._told_drains: tuple[int, frozenset[str]] = (0, frozenset())
         self._overdue_s: float | None = None
@@ -459,20 +462,21 @@ class SpotAgent(LocalElasticAgent):
             self._tell_at_s = self._teller.tell(progress, time.monotonic())
             if progress is not None:
                 self._tell_incident(self._incidents.stepped(progress, time.monotonic()))
-                self._tell_curve(progress)
+                self._tell_line(progress)
 
-    def _tell_curve(self, progress: Progress) -> None:
-        """A point of the curve of steps and loss, for the ledger's file."""
-        if self._ledger.first and time.monotonic() >= self._curve_due_s:
-            self._curve_due_s = time.monotonic() + CURVE_S
+    def _tell_line(self, word: Progress) -> None:
+        if not self._ledger.first:
+            return
+        point, line = self._progress_line.due(time.monotonic())
+        if point:
             events.emit(
                 "progress",
-                level=logging.DEBUG,
-                round=progress.round,
-                step=progress.step,
-                samples=progress.samples,
-                loss=progress.loss,
-                step_s=progress.step_time_s,
+                text_of(word) if line else "",
+                round=word.round,
+                step=word.step,
+                samples=word.samples,
+                loss=word.loss,
+                step_s=word.step_time_s,
             )
 
     def _tell_silence(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch.distributed.elastic import events as elastic_events
 from torch.distributed.elastic.agent.server.api import WorkerSpec
@@ -24,6 +26,7 @@ from spotrun.launcher import torch_events
 from spotrun.launcher.agent import Drained, SpotAgent
 from spotrun.launcher.host import HostWatch
 from spotrun.launcher.ledger import Ledger, file_of
+from spotrun.launcher.metrics import Metrics, MetricsServer
 from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
@@ -33,6 +36,7 @@ from spotrun.rendezvous.creation import create_handler
 TRAINING_API = ("spotrun.runner", "spotrun.job_state", "spotrun.memory")
 
 logger = logging.getLogger("spotrun")
+T = TypeVar("T")
 
 
 def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options: AgentOptions) -> dict[int, Any]:
@@ -60,6 +64,7 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
             if options.events is not None:
                 events.to_file(options.events, node=standing.node_id)
             file = None if options.log_dir is None else file_of(options.log_dir, config.run_id, standing.node_id)
+            metrics = Metrics(config.run_id, standing.node_id) if options.metrics is not None else None
             ledger = Ledger(handler.client, handler.membership.keys, standing.incarnation, file)
             board = NoticeBoard(options.notice, wakeup)
             agent = SpotAgent(
@@ -72,6 +77,8 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
                 ledger,
                 hang_timeout_s=options.hang_timeout_s,
                 price_per_node_hour=options.price_per_node_hour,
+                progress_s=options.progress_s,
+                say_progress=to_all(handler.membership.progress, *([metrics.progress] if metrics else [])),
                 start_method=config.start_method,
                 log_line_prefix_template=config.log_line_prefix_template,
                 shutdown_timeout=config.shutdown_timeout or 0,
@@ -80,9 +87,14 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
             wakeup.catch(handled | {signal.SIGUSR2})  # Slurm's --signal, as sbatch users give it
             board.start()
             initialize_metrics(MetricsConfig(config.metrics_cfg))
-            host = HostWatch(standing.node_id, handler.membership.vitals)
+            say_vitals = to_all(handler.membership.vitals, *([metrics.vitals] if metrics else []))
+            host = HostWatch(standing.node_id, say_vitals)
             try:
-                with events.to_listener(ledger.hear, node=standing.node_id):
+                with contextlib.ExitStack() as stack:
+                    stack.enter_context(events.to_listener(ledger.hear, node=standing.node_id))
+                    if metrics is not None and options.metrics is not None:
+                        stack.enter_context(events.to_listener(metrics.hear))
+                        stack.enter_context(contextlib.closing(MetricsServer(metrics, *options.metrics)))
                     return _run(agent, _get_entrypoint_name(entrypoint, args), config, options)
             finally:
                 board.stop()
@@ -94,6 +106,14 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
     finally:
         workers.close()
         wakeup.close()
+
+
+def to_all(*hearers: Callable[[T], None]) -> Callable[[T], None]:
+    def tell(word: T) -> None:
+        for hearer in hearers:
+            hearer(word)
+
+    return tell
 
 
 def _run(agent: SpotAgent, name: str, config: LaunchConfig, options: AgentOptions) -> dict[int, Any]:

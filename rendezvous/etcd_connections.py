@@ -7,6 +7,7 @@ to a member that is hung, unreachable or no etcd, and trying another one is safe
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import threading
 import time
@@ -56,6 +57,19 @@ class EtcdConfig:
 
 class Retired(Exception):
     """Raised on beginning to use a connection that somebody else has just given up: take the next one."""
+
+
+def _silence_grpc() -> None:
+    """It writes warnings of its own to stderr, about forks above all. It reads this variable once, at its first use."""
+    if "GRPC_VERBOSITY" not in os.environ:
+        os.environ["GRPC_VERBOSITY"] = "NONE"
+        try:
+            grpc.insecure_channel("localhost:0").close()
+        finally:
+            del os.environ["GRPC_VERBOSITY"]  # workers have their own opinion on it
+
+
+_silence_grpc()
 
 
 class Connection:

@@ -17,6 +17,8 @@ from spotrun.errors import UsageError
 
 LEASE_TTL_MIN_S, LEASE_TTL_MAX_S = 1.0, 300.0  # etcd raises what is below about 2 s; more than 300 s is a typing error
 JOIN_WINDOW_MAX_S = 3600.0  # nobody wants to wait longer for one more node; more is a typing error
+PROGRESS_S, PROGRESS_IN_PLACE_S = 30.0, 1.0  # a line of progress that scrolls, and one that is written over
+LOG_FORMATS = ("text", "json")
 WARM_MODES = ("auto", "off")
 Grow: TypeAlias = Literal["now", "next-save", "never"]
 GROW_WORDS: tuple[Grow, ...] = get_args(Grow)
@@ -41,6 +43,9 @@ class AgentOptions:
     events: Path | None = None  # the file that gets every event as a line of JSON
     log_dir: Path | None = None  # where this node's part of the ledger is kept
     price_per_node_hour: float | None = None  # in whatever money
+    log_format: str = "text"
+    metrics: tuple[str, int] | None = None  # where metrics are served: host and port
+    progress_s: float = PROGRESS_S  # between two lines of progress
 
 
 def agent_options(
@@ -55,6 +60,8 @@ def agent_options(
     events: str | None = None,
     log_dir: str | None = None,
     price_per_node_hour: str | None = None,
+    log_format: str | None = None,
+    metrics: str | None = None,
 ) -> AgentOptions:
     """The options of the agent, from the raw values of the flags; None stands for a flag that was not given."""
     return AgentOptions(
@@ -69,6 +76,8 @@ def agent_options(
         events=None if events is None else parse_events(events),
         log_dir=None if not log_dir else Path(os.path.abspath(os.path.expanduser(log_dir))),
         price_per_node_hour=None if price_per_node_hour is None else parse_price(price_per_node_hour),
+        log_format=parse_log_format("text" if log_format is None else log_format),
+        metrics=None if metrics is None else parse_metrics(metrics),
     )
 
 
@@ -111,6 +120,20 @@ def parse_events(value: str) -> Path:
     if not value or path.is_dir():
         raise UsageError(f"--events={value} is not a file: give the path of a file; it need not exist.")
     return path
+
+
+def parse_log_format(value: str) -> str:
+    if value not in LOG_FORMATS:
+        raise UsageError(f"--log-format={value} is not known: give {' or '.join(LOG_FORMATS)}.")
+    return value
+
+
+def parse_metrics(value: str) -> tuple[str, int]:
+    """Host and port; this machine alone may read them where no host is given."""
+    host, _, port = value.rpartition(":")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise UsageError(f"--metrics={value} is no place to listen: give PORT or HOST:PORT, such as 9400.")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def parse_price(value: str, flag: str = "--price-per-node-hour") -> float:

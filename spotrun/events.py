@@ -52,17 +52,14 @@ def to_listener(listener: Callable[[dict[str, Any]], None], **common: Any) -> It
 
 def emit(kind: str, message: str = "", *, level: int = logging.INFO, **fields: Any) -> None:
     """Record one event; `message` is the line for people, and no line is logged without one. Never raises."""
-    if message:
-        logger.log(level, message)
     with _lock:
-        if not _files and not _listeners:
-            return
         record = {"v": 1, "kind": kind, "wall_s": time.time(), "mono_s": time.monotonic(), **_common, **fields}
         if message:
             record["message"] = message
+            logger.log(level, message, extra={"event": record})
         listeners = list(_listeners)
         if _files:
-            _append((json.dumps(record, default=_plain) + "\n").encode())
+            _append((json.dumps(record, default=plain) + "\n").encode())
     for listener in listeners:
         listener(record)
 
@@ -77,7 +74,7 @@ def _append(line: bytes) -> None:
             del _files[path]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The JSON form of what json does not know: records as objects, all else as text."""
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)  # type: ignore[arg-type]
 

@@ -99,6 +99,8 @@ OWN = (
                  "is kept, so that as many may be lost at once; 0: on none."),
             _own("--audit", "DIR", "", "Where jobs on the training API record the samples of each step; `spotrun "
                  "audit` checks them."),
+            _own("--log-format", "FORMAT", "text", "The agent's own log on stderr: text, or json, an object a line."),
+            _own("--metrics", "[HOST:]PORT", "", "Serve metrics for Prometheus; on loopback without HOST."),
             _own("--price-per-node-hour", "PRICE", "", "What an hour of one node costs; the ledger then tells what "
                  "each incident did."),
             _own("--events", "FILE", "", "Append what happens to FILE, a line of JSON for each event."),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -20,6 +21,7 @@ from spotrun import config as values
 from spotrun.cli.flags import BACKEND, OWN_FLAGS
 from spotrun.cli.help import help_text
 from spotrun.cli.hosted import etcd_where_named, own_etcd
+from spotrun.cli.logs import to_stderr
 from spotrun.cli.parser import NO_SCRIPT, get_args_parser, parse_args
 from spotrun.errors import UsageError
 from spotrun.rendezvous.keys import check_node_id, check_run_id
@@ -43,6 +45,8 @@ _OPTIONS = (
     "events",
     "log_dir",
     "price_per_node_hour",
+    "log_format",
+    "metrics",
 )
 
 
@@ -59,7 +63,7 @@ def main(args: Sequence[str]) -> int | None:
         raise UsageError(NO_SCRIPT)
     if not args[0].startswith("-"):
         _check_script(args[0], python=not (_switched_on("PET_MODULE") or _switched_on("PET_NO_PYTHON")))
-    _log_to_stderr()
+    to_stderr("text", in_place=False)
 
     from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -85,6 +89,10 @@ def run(args: argparse.Namespace) -> None:
         return
     given = {name: getattr(args, name, None) for name in _OPTIONS}
     options = values.agent_options(os.environ, **given)
+    in_place = sys.stderr.isatty() and args.redirects == "3" and args.tee == "0"
+    to_stderr(options.log_format, in_place=in_place)
+    if in_place:
+        options = dataclasses.replace(options, progress_s=values.PROGRESS_IN_PLACE_S)
     alone = args.standalone or (not args.rdzv_endpoint and highest == 1)
     if alone:
         if lowest > 1:
@@ -196,14 +204,3 @@ def _remove_empty(folder: str | None) -> None:
     for path, _, _ in os.walk(folder or "", topdown=False):
         with contextlib.suppress(OSError):  # there is something in it
             os.rmdir(path)
-
-
-def _log_to_stderr() -> None:
-    """People read what happens, unless the program around us has its own logging. LOGLEVEL is torch's variable."""
-    if logger.handlers or logging.getLogger().handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("spotrun: %(message)s"))
-    logger.addHandler(handler)
-    level = os.environ.get("LOGLEVEL", "INFO").upper()
-    logger.setLevel(level if isinstance(logging.getLevelName(level), int) else logging.INFO)
