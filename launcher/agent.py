@@ -387,7 +387,10 @@ class SpotAgent(LocalElasticAgent):
         standing = self._membership.standing()
         address = self._handler.address
         found = sorted(self._failures.items(), key=lambda item: item[1].timestamp)
-        failures = tuple(record(rank, failure, address) for rank, failure in found)
+        failures = tuple(
+            record(rank, failure, address, self._workers.log_files.get(failure.local_rank, ""))
+            for rank, failure in found
+        )
         for failure in failures:
             events.emit(
                 "worker_failed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterable
 
@@ -15,8 +16,8 @@ from spotrun.rendezvous.state import Failure
 MAX_MESSAGE = 4000
 
 
-def record(rank: int, failure: ProcessFailure, address: str) -> Failure:
-    """What the other nodes are told of a failed worker of this one."""
+def record(rank: int, failure: ProcessFailure, address: str, log_file: str = "") -> Failure:
+    """What the other nodes are told of a failed worker of this one; `log_file` has its stderr, if there is one."""
     message = str(failure.message)
     data = failure.error_file_data
     detail = data.get("message") if isinstance(data, dict) else None
@@ -28,6 +29,8 @@ def record(rank: int, failure: ProcessFailure, address: str) -> Failure:
         if isinstance(extra, dict):
             trace = str(extra.get("py_callstack", ""))
             said = extra.get(MARK)
+    if not trace and not said and log_file:
+        trace = _end_of(log_file)
     return Failure(
         rank=rank,
         exit_code=failure.exitcode,
@@ -35,9 +38,20 @@ def record(rank: int, failure: ProcessFailure, address: str) -> Failure:
         address=address,
         peer_loss=tells_of_peer_loss(message),
         error_file=failure.error_file[-MAX_MESSAGE:],
+        log_file=log_file[-MAX_MESSAGE:],
         said=isinstance(said, dict),
         final=isinstance(said, dict) and not said.get("retry"),
     )
+
+
+def _end_of(log_file: str) -> str:
+    """A script that does not record its errors has written its traceback there, last of all."""
+    try:
+        with open(log_file, "rb") as file:
+            file.seek(max(0, os.path.getsize(log_file) - MAX_MESSAGE))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 class WorkerRefused(SpotrunError):
@@ -60,7 +74,8 @@ def process_failures(failures: Iterable[Failure], own: dict[int, ProcessFailure]
         if known is None:
             known = ProcessFailure(local_rank=-1, pid=-1, exitcode=failure.exit_code, error_file="")
             known.error_file_data = {"message": failure.message}
-            known.message = f"on {failure.address}: {failure.message or _how(failure.exit_code)}"
+            where = f"on {failure.address}" + (f", its log is {failure.log_file}" if failure.log_file else "")
+            known.message = f"{where}: {failure.message or _how(failure.exit_code)}"
         found[failure.rank] = known
     for rank, known in own.items():
         found.setdefault(rank, known)

@@ -74,6 +74,7 @@ class Workers:
         self._running: set[int] = set()
         self._failures: dict[int, ProcessFailure] = {}
         self._error_files: dict[int, str] = {}
+        self.log_files: dict[int, str] = {}  # of the last workers' stderr, where it goes to files
         self._streams: Streams | None = None
         self.forked = 0  # how many of the last workers are forks
         self._answers: dict[str, dict[str, Any]] = {}
@@ -112,6 +113,7 @@ class Workers:
             name, envs, logs_specs, log_line_prefixes, duplicate_stdout_filters, duplicate_stderr_filters
         )
         self._error_files = dict(self._streams.dest.error_files)
+        self.log_files = {rank: path for rank, path in self._streams.dest.stderrs.items() if path}
         workers = []
         for local_rank in sorted(args):
             command = (entrypoint, *(str(arg) for arg in args[local_rank]))

@@ -97,6 +97,7 @@ class Failure:
     address: str
     peer_loss: bool  # what it says is that another rank went away
     error_file: str = ""
+    log_file: str = ""  # of its stderr, where that goes to one
     said: bool = False  # it ended with an error of spotrun.errors: `message` is a sentence, `exit_code` documented
     final: bool = False  # and starting it again cannot help
 
