@@ -56,10 +56,11 @@ def emit(kind: str, message: str = "", *, level: int = logging.INFO, **fields: A
         record = {"v": 1, "kind": kind, "wall_s": time.time(), "mono_s": time.monotonic(), **_common, **fields}
         if message:
             record["message"] = message
-            logger.log(level, message, extra={"event": record})
         listeners = list(_listeners)
         if _files:
             _append((json.dumps(record, default=plain) + "\n").encode())
+    if message:
+        logger.log(level, message, extra={"event": record})
     for listener in listeners:
         listener(record)
 

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from spotrun import events
 
@@ -28,7 +28,13 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, default=events.plain)
 
 
-class Handler(logging.StreamHandler[TextIO]):
+if TYPE_CHECKING:
+    _ToStream = logging.StreamHandler[TextIO]
+else:
+    _ToStream = logging.StreamHandler  # generic only from Python 3.11 on
+
+
+class Handler(_ToStream):
     """`in_place`: the stream is a terminal of our own, and the last line of progress stays at the bottom."""
 
     def __init__(self, stream: TextIO, *, in_place: bool) -> None:
@@ -40,10 +46,13 @@ class Handler(logging.StreamHandler[TextIO]):
         if not self._in_place:
             super().emit(record)
             return
-        if getattr(record, "event", {}).get("kind") == "progress":
+        kind = getattr(record, "event", {}).get("kind")
+        if kind == "progress":
             self._line = self.format(record)
             self.stream.write(CLEAR + self._line)
         else:
+            if kind in ("job_ended", "left"):
+                self._line = ""  # the shell's prompt comes next
             self.stream.write(CLEAR + self.format(record) + self.terminator + self._line)
         self.flush()
 

@@ -50,5 +50,7 @@ def test_progress_is_written_over_and_stays_below_what_is_logged(
     events.emit("progress", "step 1")
     events.emit("progress", "step 2")
     events.emit("notice", "this node goes")
+    events.emit("left", "left")
     shown = f"{CLEAR}spotrun: step 1{CLEAR}spotrun: step 2{CLEAR}spotrun: this node goes\nspotrun: step 2"
+    shown += f"{CLEAR}spotrun: left\n"
     assert stream.getvalue() == shown
