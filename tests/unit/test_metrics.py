@@ -38,17 +38,16 @@ def test_open_metrics_is_valid_and_complete() -> None:
     assert {name: family.type for name, family in families.items()} == {
         name: definition.kind for name, definition in METRICS.items()
     }
-    values = {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in families.values()
-        for sample in family.samples
-    }
-    assert values["spotrun_step", "llm", "a"] == 8
-    assert values["spotrun_incidents_total", "llm", "a", "lost"] == 2
-    assert values["spotrun_recomputed_steps_total", "llm", "a"] == 6
-    assert values["spotrun_step_share", "llm", "a", "compute"] == pytest.approx(0.4)
-    assert values["spotrun_gpu_busy_share", "llm", "a", "0"] == 0.9
-    assert values["spotrun_leaving", "llm", "a"] == 1
+    samples = [sample for family in families.values() for sample in family.samples]
+    assert all((sample.labels["run"], sample.labels["node"]) == ("llm", "a") for sample in samples)
+    values = {(sample.name, *(sample.labels.keys() - {"run", "node"})): sample.value for sample in samples}
+    assert values["spotrun_step",] == 8
+    assert values["spotrun_incidents_total", "cause"] == 2
+    assert values["spotrun_recomputed_steps_total",] == 6
+    assert values["spotrun_gpu_busy_share", "gpu"] == 0.9
+    assert values["spotrun_leaving",] == 1
+    shares = {sample.labels["what"]: sample.value for sample in families["spotrun_step_share"].samples}
+    assert shares == {"data": 0.2, "checkpoint": 0.1, "communication": 0.3, "compute": pytest.approx(0.4)}
 
 
 def test_what_is_not_known_is_left_out() -> None:
@@ -61,7 +60,7 @@ def test_it_is_served_and_gone_when_closed() -> None:
     server = MetricsServer(told(), "127.0.0.1", 0)
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
-            assert b'spotrun_round{run="llm",node="a"} 4.0' in answer.read()
+            assert b'spotrun_round{node="a",run="llm"} 4.0' in answer.read()
         with pytest.raises(UsageError, match="cannot listen"):
             MetricsServer(told(), "127.0.0.1", server.port)
     finally:
