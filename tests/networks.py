@@ -10,9 +10,12 @@ import contextlib
 import itertools
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +76,19 @@ def network(hosts: int, subnet: str = "10.88.0") -> Iterator[list[Host]]:
     finally:
         for name in made:
             _ip("netns", "del", name)
+
+
+@contextlib.contextmanager
+def etcd_on(host: Host, directory: Path) -> Iterator[str]:
+    """An etcd as `spotrun etcd` runs it; its endpoint."""
+    command = [sys.executable, "-m", "spotrun", "etcd", f"--host={host.address}", f"--data-dir={directory / 'etcd'}"]
+    with (directory / "etcd.log").open("wb") as log:
+        server = host.popen(command, stdout=log, stderr=log)
+    try:
+        yield f"{host.address}:2379"
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait()
 
 
 def _ip(*arguments: str) -> None:

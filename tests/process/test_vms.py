@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs import Node, RealJob, real_job
-from tests.networks import Host, needs_namespaces, network
+from tests.networks import Host, etcd_on, needs_namespaces, network
 from tests.process.test_api import SCRIPT, assert_the_same_curve, finish, one_process
 
 __all__ = ["one_process"]
@@ -86,26 +86,19 @@ def test_machines_meet_in_any_order_lose_one_by_a_cut_cable_and_get_a_replacemen
     hosts: list[Host], tmp_path: Path, one_process: dict[int, float]
 ) -> None:
     etcd_host, *machines = hosts
-    etcd = [sys.executable, "-m", "spotrun", "etcd", f"--host={etcd_host.address}", f"--data-dir={tmp_path / 'etcd'}"]
-    with (tmp_path / "etcd.log").open("wb") as log:
-        server = etcd_host.popen(etcd, stdout=log, stderr=log)
-    try:
-        with real_job(f"{etcd_host.address}:2379", tmp_path) as job:
-            c, b, a = (boot(job, host, name) for host, name in zip(machines, "cba", strict=False))
-            job.until_steps(5, world=3)
+    with etcd_on(etcd_host, tmp_path) as endpoint, real_job(endpoint, tmp_path) as job:
+        c, b, a = (boot(job, host, name) for host, name in zip(machines, "cba", strict=False))
+        job.until_steps(5, world=3)
 
-            machines[0].cut()
-            job.until_steps(5, world=2)
-            replacement = boot(job, machines[3], "d")
-            job.until_steps(5, world=3)
+        machines[0].cut()
+        job.until_steps(5, world=2)
+        replacement = boot(job, machines[3], "d")
+        job.until_steps(5, world=3)
 
-            a.signal(signal.SIGTERM)
-            assert a.wait() == 0, "a drained machine has ended well, so systemd does not start the unit again"
-            job.until_steps(5, world=2)
-            machines[0].mend()
-            job.until_steps(5, world=3)
-            finish(job, [b, c, replacement])
-            assert_the_same_curve(job, one_process)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait()
+        a.signal(signal.SIGTERM)
+        assert a.wait() == 0, "a drained machine has ended well, so systemd does not start the unit again"
+        job.until_steps(5, world=2)
+        machines[0].mend()
+        job.until_steps(5, world=3)
+        finish(job, [b, c, replacement])
+        assert_the_same_curve(job, one_process)
