@@ -164,7 +164,6 @@ def _stop(cluster: Slurm) -> None:
     with contextlib.suppress(AssertionError):  # where slurmctld has not come up
         cluster.run("scancel", "--full", "--signal=KILL", "-u", "root")
         cluster.run("scancel", "-u", "root")
-    ours = str(cluster.dir)
     for daemon in cluster.daemons.values():
         daemon.send_signal(signal.SIGTERM)
     for daemon in cluster.daemons.values():
@@ -175,11 +174,11 @@ def _stop(cluster: Slurm) -> None:
             daemon.wait()
 
     def steps() -> list[psutil.Process]:
-        """Daemons of running steps outlive slurmd."""
+        """Daemons of steps that are about to end; they outlive slurmd and its kill, and come to this process."""
         found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.name() == "slurmstepd" and process.environ().get("SLURM_CONF", "").startswith(ours):
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == "slurmstepd" and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
