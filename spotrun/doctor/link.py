@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-JOIN_S = 20.0  # for the other one to come; it may be importing torch on a busy host
+JOIN_S = 60.0  # for the other one to come; it may be importing torch on a busy host
 LINK_S = 8.0  # for one operation once both are there: below 2 MB/s a link is as good as none
-LIMIT_S = 45.0  # for all of it
+LIMIT_S = 100.0  # for all of it
 PAYLOAD_BYTES, REPEATS = 16 << 20, 5
 SMALL_REPEATS = 50
 
