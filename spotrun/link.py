@@ -66,7 +66,7 @@ class Link:
             os.close(directory)
         self._lock = threading.Lock()
         self._abort = abort
-        self._left = threading.Event()  # this worker has left its round
+        self._left = threading.Event()  # this worker has left its round; a new one for each
         self._rounds: queue.SimpleQueue[dict[str, str] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._segments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
@@ -168,7 +168,7 @@ class Link:
         op = message["op"]
         if op == "round":
             self.wanted.clear()  # here: what is asked of the new round may be the very next message
-            self._left.clear()
+            self._left = threading.Event()
             self.deadline_s, self.goes = None, False
             self._rounds.put(message["environment"])
         elif op == "answer":
@@ -187,7 +187,13 @@ class Link:
             self.wanted |= {"leave", "durable"} if message["save"] else {"leave"}
         elif op == "release":
             self.wanted.add("leave")
-            # Again and again: the training thread may be on its way into the next thing that cannot succeed.
-            while not message["planned"] and not self._left.is_set():
-                self._abort()
-                self._left.wait(ABORT_AGAIN_S)
+            if not message[
+                "planned"
+            ]:  # a thread of its own: the training thread may wait for an answer to be read here
+                threading.Thread(target=self._end_round, args=(self._left,), name="spotrun-abort", daemon=True).start()
+
+    def _end_round(self, left: threading.Event) -> None:
+        """Again and again: the training thread may be on its way into the next thing that cannot succeed."""
+        while not left.is_set():
+            self._abort()
+            left.wait(ABORT_AGAIN_S)

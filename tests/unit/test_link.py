@@ -1,0 +1,73 @@
+"""A worker's end of the channel hears its agent whatever else it is told to do meanwhile."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spotrun.link import STACKS_SIGNAL, Link
+from tests.waiting import until
+
+
+class Agent:
+    """The other end, played by the test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "agent.sock"
+        self.listener = socket.create_server(str(self.path), family=socket.AF_UNIX)
+        self.sock: socket.socket | None = None
+
+    def accept(self) -> None:
+        self.sock, _ = self.listener.accept()
+        self.lines = self.sock.makefile("rb")
+
+    def hear(self) -> Any:
+        return json.loads(self.lines.readline())
+
+    def say(self, **message: Any) -> None:
+        assert self.sock is not None
+        self.sock.sendall(json.dumps(message).encode() + b"\n")
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    made = Agent(tmp_path)
+    yield made
+    made.listener.close()
+    if made.sock is not None:
+        made.lines.close()
+        made.sock.close()
+    faulthandler.unregister(STACKS_SIGNAL)
+    signal.signal(STACKS_SIGNAL, signal.SIG_DFL)
+
+
+def test_a_worker_whose_round_breaks_while_it_asks_for_memory_still_gets_its_answer(agent: Agent) -> None:
+    aborts: list[None] = []
+    link = Link(str(agent.path), 0, in_place=True, abort=lambda: aborts.append(None))
+    agent.accept()
+    assert agent.hear()["op"] == "hello"
+    paths: list[dict[str, str]] = []
+    asking = threading.Thread(target=lambda: paths.append(link.segments()), daemon=True)
+    asking.start()
+    assert agent.hear()["op"] == "segment"
+    agent.say(op="release", planned=False)
+    until("the round is being aborted", lambda: aborts)
+    agent.say(op="segments", paths={"0.own.a": "/proc/1/fd/3"})
+    until("the answer has arrived", lambda: paths, 10)
+    assert paths == [{"0.own.a": "/proc/1/fd/3"}]
+    leaving = threading.Thread(target=lambda: link.next_round(agreed=False), daemon=True)
+    leaving.start()
+    assert agent.hear()["op"] == "ready"
+    until("nothing is aborted any more", lambda: all(one.name != "spotrun-abort" for one in threading.enumerate()))
+    agent.say(op="round", environment={})
+    leaving.join(10)
+    assert not leaving.is_alive()
+    link.close()
