@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -25,6 +26,7 @@ logger = logging.getLogger("spotrun")
 
 RESERVE = 0.1  # of what is free, left for everything else on the node
 TURNS = 2
+CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +221,14 @@ class Snapshots:
         return [int(one) for one in found]
 
 
-def free_bytes() -> int:
+def free_bytes(cgroup: Path = CGROUP) -> int:
     """Memory that can be had on this machine, or in this container if that is less."""
     free = int(psutil.virtual_memory().available)
     try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            free = min(free, int(limit.read()) - int(used.read()))
+        limit, used = ((cgroup / name).read_text() for name in ("memory.max", "memory.current"))
+        rows = (line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        files = next(int(size) for name, size in rows if name == "inactive_file")  # the kernel drops them for others
+        free = min(free, int(limit) - int(used) + files)
     except (OSError, ValueError):
         pass  # no cgroup of version 2, or "max"
-    return free
+    return max(0, free)

@@ -22,7 +22,9 @@ class Agent:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "agent.sock"
-        self.listener = socket.create_server(str(self.path), family=socket.AF_UNIX)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(self.path))
+        self.listener.listen()
         self.sock: socket.socket | None = None
 
     def accept(self) -> None:

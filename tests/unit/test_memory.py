@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from spotrun.memory import Memory, PrivateShelf, Stamp, join
 from spotrun.recall import Holding, Recall, choose
 from spotrun.replicas import targets
 from spotrun.segment import Segment, decode_head, spread
+from spotrun.snapshots import free_bytes
 
 
 def stamp(step: int, part: int = 0, parts: int = 1, round: int = 1) -> Stamp:
@@ -149,3 +151,12 @@ def test_bytes_are_spread_evenly() -> None:
 def test_a_head_that_another_node_garbled_is_an_error(data: bytes) -> None:
     with pytest.raises(BadRecord):
         decode_head(data)
+
+
+def test_files_that_the_kernel_would_drop_count_as_free_in_a_container(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("4000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 500\n")
+    assert free_bytes(tmp_path) == 1500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(tmp_path) > 1 << 20, "what the machine has"
