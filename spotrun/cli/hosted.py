@@ -52,13 +52,14 @@ def etcd_where_named(config: LaunchConfig) -> Iterator[str]:
         "this host is now a single point of failure; `spotrun etcd` on a stable host is not.",
         endpoints[0],
     )
-    with etcd:
-        try:
-            yield config.rdzv_endpoint
-        except Exception:  # the job failed, and the others shall read so; not when this node is told to leave
-            _linger(endpoints[0], config.run_id)
-            raise
+    try:
+        yield config.rdzv_endpoint
         _linger(endpoints[0], config.run_id)
+    except Exception:  # the job failed, and the others shall read so; not when this node is told to leave
+        _linger(endpoints[0], config.run_id)
+        raise
+    finally:
+        etcd.stop()
 
 
 def _start_if_missing(host: str, port: int) -> EmbeddedEtcd | None:
