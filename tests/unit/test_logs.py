@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,9 +16,11 @@ logger = logging.getLogger("spotrun")
 
 
 @pytest.fixture
-def stream(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    monkeypatch.setattr(logger, "level", logging.INFO)
-    return io.StringIO()
+def stream() -> Iterator[io.StringIO]:
+    before = logger.level
+    logger.setLevel(logging.INFO)  # and not the attribute alone: what is enabled is kept in a cache
+    yield io.StringIO()
+    logger.setLevel(before)
 
 
 def log_to(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, formatter: logging.Formatter, in_place: bool) -> None:
