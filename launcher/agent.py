@@ -13,7 +13,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from string import Template
 from typing import Any, cast
 
@@ -76,6 +76,7 @@ class SpotAgent(LocalElasticAgent):
         board: NoticeBoard,
         ledger: Ledger,
         *,
+        environment: Mapping[str, str],
         hang_timeout_s: float | None,
         price_per_node_hour: float | None,
         progress_s: float,
@@ -97,7 +98,7 @@ class SpotAgent(LocalElasticAgent):
         self._membership = handler.membership
         self._board = board
         self._ledger = ledger
-        self._gloo = gloo_environment(handler.address, os.environ)
+        self._environment = {**environment, **gloo_environment(handler.address, os.environ)}
         self._elastic = handler.max_nodes > 1  # else there is nobody to go on, and a signal ends the job
         self._incidents = Incidents(price_per_node_hour)
         self._link = Link(Commits(handler.membership).take, self._incidents.mark)
@@ -319,7 +320,7 @@ class SpotAgent(LocalElasticAgent):
             place = Place(
                 self._round, group.group_rank, local, spec.role, spec.max_restarts, self._handler.get_run_id()
             )
-            envs[local] = {**worker_environment(place), **self._gloo, "SPOTRUN_LINK": str(self._link.path)}
+            envs[local] = {**worker_environment(place), **self._environment, "SPOTRUN_LINK": str(self._link.path)}
             self._set_local_rank_env(cast("dict[str, str | None]", envs[local]), local, spec)
         return envs
 

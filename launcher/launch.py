@@ -51,9 +51,6 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
         raise UsageError("The etcd-v3 backend starts programs, not functions: give a script, or --rdzv-backend=c10d.")
     config.event_log_handler = torch_events.chosen(config.event_log_handler)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = config.signals_to_handle  # as torchrun passes it to the workers
-    os.environ["SPOTRUN_REPLICAS"] = str(options.replicas)
-    if options.audit is not None:
-        os.environ["SPOTRUN_AUDIT"] = str(options.audit)
     # The order counts: the process that starts workers must be there before grpc has threads.
     workers = Workers(warm=options.warm != "off", preload=TRAINING_API)
     wakeup = Wakeup()
@@ -75,6 +72,7 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
                 handler,
                 board,
                 ledger,
+                environment=_for_the_training_api(options),
                 hang_timeout_s=options.hang_timeout_s,
                 price_per_node_hour=options.price_per_node_hour,
                 progress_s=options.progress_s,
@@ -106,6 +104,14 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
     finally:
         workers.close()
         wakeup.close()
+
+
+def _for_the_training_api(options: AgentOptions) -> dict[str, str]:
+    """What the workers' side of the training API is told in their environment."""
+    environment = {"SPOTRUN_REPLICAS": str(options.replicas), "SPOTRUN_ALONE": str(int(options.alone))}
+    if options.audit is not None:
+        environment["SPOTRUN_AUDIT"] = str(options.audit)
+    return environment
 
 
 def to_all(*hearers: Callable[[T], None]) -> Callable[[T], None]:

@@ -38,6 +38,7 @@ class AgentOptions:
     warm: str = "auto"  # auto: workers are forked from a process that has imported torch, where that is safe
     notice: tuple[str, ...] = ("auto",)  # where news of this machine's end comes from; checked by the launcher
     hang_timeout_s: float | None = None  # without a step; None: by the length of steps; infinite: never
+    alone: bool = False  # the job is of this machine, and its run id of no meaning to what outlives it
     replicas: int = 1  # other nodes that hold a copy of each snapshot of sharded training
     audit: Path | None = None  # where jobs on the training API record which samples each step used
     events: Path | None = None  # the file that gets every event as a line of JSON

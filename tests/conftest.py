@@ -67,3 +67,15 @@ def no_process_left() -> Iterator[None]:
     for process in left:  # so that the tests after this one start clean
         process.kill()
     assert not left, f"processes left behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def no_variable_left() -> Iterator[None]:
+    """What a launch sets for its workers must not hold for the next launch of this process."""
+
+    def ours() -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name.startswith("SPOTRUN_")}
+
+    before = ours()
+    yield
+    assert ours() == before

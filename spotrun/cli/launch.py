@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
                 f"--standalone is one node, but --nnodes={args.nnodes} needs {lowest}: leave one of them out."
             )
         args.rdzv_id, args.rdzv_endpoint = str(uuid.uuid4()), "localhost:0"
-        os.environ["SPOTRUN_ALONE"] = "1"  # its run id is of no meaning to what outlives the run
+        options = dataclasses.replace(options, alone=True)
         for dest, conf in CONF_KEYS.items():  # what is set for the etcd of the site does not hold for one of our own
             if conf in _ETCD_ACCESS:
                 setattr(args, dest, None)
