@@ -20,6 +20,7 @@ SUITE: dict[str, tuple[str, ...]] = {
     "steady_state": ("--repeat=3",),
     "notice_success": ("--mb=500", "--deadlines=5,2", "--repeat=2"),
     "durable": ("--mb=500", "--repeat=3"),
+    "plan_error": ("--turns=10",),
     "sampler": ("--samples=1e6,1e7,1e9", "--repeat=3"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import click
 from spotrun.errors import UsageError
 
 SHOWN = 12
+RESTART_S = 120.0
 
 
 @click.command()
@@ -37,13 +39,18 @@ SHOWN = 12
     "--losses", multiple=True, metavar="[TYPE=]RATE", help="Losses an hour of the spot group. May be repeated."
 )
 @click.option(
-    "--ledger", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Learn the rate from a --log-dir."
+    "--ledger", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Learn losses from a --log-dir."
 )
 @click.option(
-    "--noticed", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of losses with time to save."
+    "--noticed",
+    type=click.FloatRange(0, 1),
+    help="Share of losses with time to save.  [default: 0, or as --ledger says]",
 )
 @click.option(
-    "--restart", "restart_s", type=click.FloatRange(0), default=120.0, show_default=True, help="Seconds after a loss."
+    "--restart",
+    "restart_s",
+    type=click.FloatRange(0),
+    help=f"Seconds from a loss to training again.  [default: {RESTART_S:g}, or as --ledger says]",
 )
 @click.option(
     "--stall",
@@ -73,8 +80,8 @@ def plan(
     network_gbps: float,
     losses: tuple[str, ...],
     ledger: Path | None,
-    noticed: float,
-    restart_s: float,
+    noticed: float | None,
+    restart_s: float | None,
     stall_s: float,
     storage_price: float,
     egress_price: float,
@@ -106,9 +113,13 @@ def plan(
         assert parameters is not None
         model = Model(int(parameters), 0, bytes_each, optimizer)
     rates = dict(_rate(it) for it in losses)
-    if ledger is not None:
-        rates.setdefault("", learned(ledger))
-    market = Market(rates, noticed, restart_s, stall_s, storage_gb_month=storage_price, egress_gb=egress_price)
+    seen = None if ledger is None else learned(ledger)
+    if seen is not None:
+        rates.setdefault("", seen.per_hour)
+        noticed = seen.noticed if noticed is None else noticed
+        restart_s = seen.restart_s if restart_s is None else restart_s
+    restart_s = RESTART_S if restart_s is None else restart_s
+    market = Market(rates, noticed or 0.0, restart_s, stall_s, storage_gb_month=storage_price, egress_gb=egress_price)
     limits = Limits(deadline_hours * 3600 if deadline_hours else math.inf, budget or math.inf, max_nodes)
     work = Work(model, tokens, batch_tokens, "fsdp" if sharding == "fsdp" else "ddp", mfu, network_gbps * 1e9 / 8)
     found = options(work, offers, market, limits)
@@ -129,13 +140,28 @@ def _rate(text: str) -> tuple[str, float]:
     return kind, rate
 
 
-def learned(directory: Path) -> float:
-    """Losses and leavings an hour, of the job whose ledger lies there."""
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What an earlier job saw of losses."""
+
+    per_hour: float  # losses and leavings of its whole group
+    noticed: float  # the share of them that came with a notice
+    restart_s: float | None  # the mean pause after one; None: there was none
+
+
+def learned(directory: Path) -> Learned:
+    """From the ledgers that lie there. Raises UsageError where there is none."""
     from spotrun.launcher.ledger import FILES, of_file
     from spotrun.report.history import of
 
     history = of(entry for file in sorted(directory.rglob(FILES)) for entry in of_file(file))
     if not history.length_s:
         raise UsageError(f"--ledger={directory} has no ledger ({FILES}): give the --log-dir of a job.")
-    lost = sum(it.detail.get("cause") in ("lost", "drained") for it in history.incidents)
-    return lost / (history.length_s / 3600)
+    lost = [it for it in history.incidents if it.detail.get("cause") in ("lost", "drained")]
+    noticed = sum(it.detail["cause"] == "drained" for it in lost)
+    pauses_s = [it.cost.paused_s for it in lost if it.cost is not None]
+    return Learned(
+        len(lost) / (history.length_s / 3600),
+        noticed / len(lost) if lost else 0.0,
+        sum(pauses_s) / len(pauses_s) if pauses_s else None,
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spotrun.checkpoint_policy import daly, goodput
-from spotrun.cli.plan import learned, plan
+from spotrun.cli.plan import Learned, learned, plan
 from spotrun.errors import UsageError
 from spotrun.plan.catalog import Offer, allowed, read
 from spotrun.plan.cost import Limits, Market, Work, options, step_s
@@ -83,9 +83,19 @@ def test_regions_are_patterns_and_the_cheapest_zone_counts(tmp_path: Path) -> No
     assert found["g6.xlarge"] == 0.20 and "m5.large" not in found
 
 
-def test_the_rate_of_losses_is_learned_from_a_ledger(tmp_path: Path) -> None:
-    (tmp_path / "job-a.ledger.jsonl").write_bytes(b"".join(encode(it) + b"\n" for it in LEDGER))
-    assert learned(tmp_path) == pytest.approx(2 / (200 / 3600))
+def test_what_losses_cost_is_learned_from_a_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drained = replace(
+        LEDGER[2], round=1, detail={"nodes": "a,b,c", "cause": "drained"}
+    )  # 10 s; the lost one paused 5 s
+    entries = [drained if it is LEDGER[2] else it for it in LEDGER]
+    (tmp_path / "job-a.ledger.jsonl").write_bytes(b"".join(encode(it) + b"\n" for it in entries))
+    assert learned(tmp_path) == Learned(pytest.approx(2 / (200 / 3600)), 0.5, 7.5)
+    table = []
+    for flags in (["--ledger", str(tmp_path)], ["--losses=36", "--noticed=0.5", "--restart=7.5"]):
+        common = ["--prices", str(PRICES), "--tokens=1e9", "--batch-tokens=1e6", "--parameters=1e9"]
+        plan.main([*common, *flags], standalone_mode=False)
+        table.append(capsys.readouterr().out)
+    assert table[0] == table[1]
     with pytest.raises(UsageError, match="has no ledger"):
         learned(tmp_path / "elsewhere")
 
