@@ -30,16 +30,20 @@ from spotrun.launcher.metrics import Metrics, MetricsServer
 from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
+from spotrun.launcher.zygote_process import TRAINING_API, ZygoteProcess
 from spotrun.rendezvous.creation import create_handler
-
-# What job.track would import while all other ranks wait; by name, for the launcher imports no training API.
-TRAINING_API = ("spotrun.runner", "spotrun.job_state", "spotrun.memory")
 
 logger = logging.getLogger("spotrun")
 T = TypeVar("T")
 
 
-def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options: AgentOptions) -> dict[int, Any]:
+def launch_agent(
+    config: LaunchConfig,
+    entrypoint: Any,
+    args: list[str],
+    options: AgentOptions,
+    zygote: ZygoteProcess | None = None,
+) -> dict[int, Any]:
     """Run this node's part of the job; its workers' return values (None each) by global rank.
 
     Raises ChildFailedError when a worker failed (on every node, the root cause first), SystemExit for a node that was
@@ -52,7 +56,7 @@ def launch_agent(config: LaunchConfig, entrypoint: Any, args: list[str], options
     config.event_log_handler = torch_events.chosen(config.event_log_handler)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = config.signals_to_handle  # as torchrun passes it to the workers
     # The order counts: the process that starts workers must be there before grpc has threads.
-    workers = Workers(warm=options.warm != "off", preload=TRAINING_API)
+    workers = Workers(warm=options.warm != "off", preload=TRAINING_API, zygote=zygote)
     wakeup = Wakeup()
     try:
         handler = create_handler(_parameters(config), wakeup.wake)

@@ -19,20 +19,10 @@ from types import FrameType
 from typing import Any
 
 from spotrun.launcher.descendants import descendants
+from spotrun.launcher.read_late import difference
 from spotrun.launcher.warm import become, settle
 
 LIMIT_S = 60.0  # for one import; torch takes 1 to 10 s by how busy the machine is
-
-# What differs between workers, or between the agent's start and theirs, and is read when it is used, not on import.
-# Any other difference to the environment that the modules were imported in could be one that they have acted on.
-_READ_LATE = frozenset(
-    (
-        *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
-        *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-        *("CUDA_VISIBLE_DEVICES", "TORCHINDUCTOR_CACHE_DIR", "PWD", "OLDPWD", "SHLVL", "_"),
-    )
-)
-_READ_LATE_PREFIXES = ("TORCHELASTIC_", "TORCH_NCCL_", "NCCL_", "GLOO_", "SPOTRUN_")
 
 
 class Preload:
@@ -81,12 +71,8 @@ class Preload:
         return functools.partial(become, job, self._forget)
 
     def _other_environment(self, environment: dict[str, str]) -> str:
-        for name in sorted(self._environment.keys() | environment.keys()):
-            if self._environment.get(name) != environment.get(name) and not (
-                name in _READ_LATE or name.startswith(_READ_LATE_PREFIXES)
-            ):
-                return f"{name} is not what it was when torch was imported beforehand"
-        return ""
+        name = difference(self._environment, environment)
+        return name and f"{name} is not what it was when torch was imported beforehand"
 
     def _other_program(self, job: dict[str, Any]) -> str:
         command = job["command"]

@@ -13,7 +13,6 @@ import math
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,31 +25,16 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.numa.binding import NumaOptions, _maybe_wrap_command_args_with_numa_binding
 
-import spotrun
 from spotrun import events
 from spotrun.errors import UsageError
-from spotrun.launcher.channel import Channel
 from spotrun.launcher.descendants import session_members
 from spotrun.launcher.streams import Streams
 from spotrun.launcher.zygote import LAST_WAIT_S
+from spotrun.launcher.zygote_process import PRELOADED, ZygoteProcess
 
 logger = logging.getLogger("spotrun")
 
-PRELOADED = ("torch", "torch.distributed", "torch._dynamo")  # DDP imports the last: half of a start's cost
 MARGIN_S = 10.0  # on top of what a stop may take; a zygote that is later than that is taken for dead
-
-# The parent folder of the `spotrun` package, and what the zygote runs. sys.path[0] is dropped before anything is
-# imported, so that no file in the working directory is taken for a module of the standard library.
-_ROOT = str(Path(spotrun.__file__).absolute().parent.parent)
-_COMMAND = (
-    "import sys; at_start = frozenset(sys.modules)\n"
-    "if sys.path[:1] == ['']: del sys.path[0]\n"
-    "sys.path.insert(0, sys.argv[2])\n"
-    "from spotrun.launcher.zygote import main\n"
-    "del sys.path[0]\n"
-    "become = main(int(sys.argv[1]), sys.argv[3].split(), at_start)\n"
-    "if become is not None: become()\n"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +49,12 @@ class WorkersStatus:
 class Workers:
     """The workers of one node: at most one group of them at a time."""
 
-    def __init__(self, *, warm: bool, preload: Sequence[str] = ()) -> None:
+    def __init__(self, *, warm: bool, preload: Sequence[str] = (), zygote: ZygoteProcess | None = None) -> None:
+        """`zygote`: one that has been started already; another takes its place where it does not fit."""
         self._modules = [*PRELOADED, *preload] if warm else []
         # What callers wait on stays the same descriptor, also when a new zygote takes the place of a dead one.
         self._epoll = select.epoll()
-        self._zygote: subprocess.Popen[bytes] | None = None
+        self._zygote: ZygoteProcess | None = None
         self._pids: dict[int, int] = {}
         self._running: set[int] = set()
         self._failures: dict[int, ProcessFailure] = {}
@@ -79,7 +64,12 @@ class Workers:
         self.forked = 0  # how many of the last workers are forks
         self._answers: dict[str, dict[str, Any]] = {}
         self._said: set[str] = set()
-        self._start_zygote()
+        if zygote is not None and zygote.fits(self._modules, os.environ):
+            self._adopt(zygote)
+        else:
+            if zygote is not None:
+                zygote.kill()
+            self._start_zygote()
 
     def fileno(self) -> int:
         return self._epoll.fileno()
@@ -87,7 +77,7 @@ class Workers:
     @property
     def zygote_pid(self) -> int | None:
         """None while there is none: it died, and the next start makes another."""
-        return self._zygote.pid if self._zygote is not None else None
+        return self._zygote.process.pid if self._zygote is not None else None
 
     def start(
         self,
@@ -190,12 +180,10 @@ class Workers:
         if self._epoll.closed:
             return
         if self._zygote is not None:
-            self._channel.close()  # it reads the end of the socket, kills everything, and goes
-            try:
-                self._zygote.wait(LAST_WAIT_S + MARGIN_S)
-            except subprocess.TimeoutExpired:
-                self._zygote.kill()
-                self._zygote.wait()
+            self._zygote.channel.close()  # it reads the end of the socket, kills everything, and goes
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._zygote.process.wait(LAST_WAIT_S + MARGIN_S)
+            self._zygote.kill()
             self._zygote = None
         self._epoll.close()
         if self._streams is not None:
@@ -206,20 +194,12 @@ class Workers:
     # -- the zygote
 
     def _start_zygote(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # Warm workers are forks of it, so it is started as they would be: with torchrun's -u and everything that
-            # the environment says. For cold starts alone it leaves out what is not needed.
-            flags = ["-u"] if self._modules else ["-I", "-S"]
-            self._zygote = subprocess.Popen(
-                [sys.executable, *flags, "-c", _COMMAND, str(theirs.fileno()), _ROOT, " ".join(self._modules)],
-                pass_fds=[theirs.fileno()],
-                env=dict(os.environ),  # as the workers get it, without what C code (readline) has set behind Python
-                start_new_session=True,  # a terminal's Ctrl-C is the agent's to act on
-            )
-        self._channel = Channel(ours)
+        self._adopt(ZygoteProcess(self._modules, os.environ))
+
+    def _adopt(self, zygote: ZygoteProcess) -> None:
+        self._zygote = zygote
         self._warming = bool(self._modules)
-        self._epoll.register(ours, select.EPOLLIN)
+        self._epoll.register(zygote.channel, select.EPOLLIN)
 
     def _may_fork(self, entrypoint: str, numa_options: NumaOptions | None) -> bool:
         if numa_options is not None:
@@ -241,7 +221,7 @@ class Workers:
         end_s = time.monotonic() + limit_s
         if self._zygote is not None:
             with contextlib.suppress(OSError):  # it has just died: _receive finds out
-                self._channel.send(message)
+                self._zygote.channel.send(message)
         while self._zygote is not None:
             self._receive()
             if kind in self._answers:
@@ -249,14 +229,15 @@ class Workers:
             if self._zygote is not None:
                 left_s = end_s - time.monotonic()
                 if left_s <= 0:
-                    self._zygote.kill()
-                select.select([self._channel], [], [], None if left_s == math.inf else max(left_s, 1.0))
+                    self._zygote.process.kill()
+                select.select([self._zygote.channel], [], [], None if left_s == math.inf else max(left_s, 1.0))
         return None
 
     def _receive(self) -> None:
         if self._zygote is None:
             return
-        for message in self._channel.receive():
+        channel = self._zygote.channel
+        for message in channel.receive():
             kind = message["kind"]
             if kind == "exit":
                 self._take_exit(message["local_rank"], message["pid"], message["code"])
@@ -267,7 +248,7 @@ class Workers:
                 self._running = set(self._pids)
             if kind in ("started", "stopped"):
                 self._answers[kind] = message
-        if self._channel.ended:
+        if channel.ended:
             self._lose_zygote()
 
     def _take_exit(self, local_rank: int, pid: int, code: int, message: str = "") -> None:
@@ -279,12 +260,10 @@ class Workers:
         """The workers died with it (PR_SET_PDEATHSIG); what they had started may not have."""
         assert self._zygote is not None
         zygote, self._zygote = self._zygote, None
-        self._epoll.unregister(self._channel)
-        self._channel.close()
-        zygote.kill()
-        code = zygote.wait()
-        text = f"The process that starts workers (pid {zygote.pid}) died with code {code}, and its workers with it."
-        events.emit("zygote_lost", text, level=logging.ERROR, pid=zygote.pid, code=code)
+        self._epoll.unregister(zygote.channel)
+        pid, code = zygote.process.pid, zygote.kill()
+        text = f"The process that starts workers (pid {pid}) died with code {code}, and its workers with it."
+        events.emit("zygote_lost", text, level=logging.ERROR, pid=pid, code=code)
         for local_rank in sorted(self._running):
             self._take_exit(local_rank, self._pids[local_rank], -signal.SIGKILL, text)
         self._kill_sessions()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spotrun import config as values
+from spotrun.cli.early import early_zygote
 from spotrun.cli.flags import BACKEND, OWN_FLAGS
 from spotrun.cli.help import help_text
 from spotrun.cli.hosted import etcd_where_named, own_etcd
@@ -28,6 +29,8 @@ from spotrun.rendezvous.keys import check_node_id, check_run_id
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
+
+    from spotrun.launcher.zygote_process import ZygoteProcess
 
 __all__ = ["config_from_args", "get_args_parser", "main", "parse_args", "run"]
 
@@ -65,17 +68,18 @@ def main(args: Sequence[str]) -> int | None:
         _check_script(args[0], python=not (_switched_on("PET_MODULE") or _switched_on("PET_NO_PYTHON")))
     to_stderr("text", in_place=False)
 
-    from torch.distributed.elastic.multiprocessing.errors import record
+    with early_zygote(args, os.environ) as zygote:
+        from torch.distributed.elastic.multiprocessing.errors import record
 
-    record(lambda: run(parse_args(args)))()
+        record(lambda: run(parse_args(args), zygote))()
     return None
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, zygote: ZygoteProcess | None = None) -> None:
     """As torch.distributed.run has it: launch, and return when the job is done.
 
     Raises what torch's does, ChildFailedError for a failed worker above all, and the errors of `spotrun.errors`;
-    SystemExit where the node was drained or stopped by a signal.
+    SystemExit where the node was drained or stopped by a signal. `zygote` has been started for it already.
     """
     lowest, highest = values.parse_nnodes(args.nnodes)
     by_path = args.run_path  # goes before --no-python
@@ -118,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
             from spotrun.launcher.launch import launch_agent
 
             config.rdzv_endpoint = endpoint
-            launch_agent(config, entrypoint, script_args, options)
+            launch_agent(config, entrypoint, script_args, options, zygote)
     finally:
         if args.log_dir is None and config.logs_specs is not None:
             _remove_empty(config.logs_specs.root_log_dir)
