@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     # Orphans come to this process instead of to PID 1, so that none is overlooked and none stays a zombie where PID 1
     # does not reap.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     scratch = tmp_path_factory.mktemp("tmp")
     old, tempfile.tempdir = tempfile.tempdir, str(scratch)
     os.environ["TMPDIR"] = str(scratch)

@@ -21,10 +21,11 @@ srun spotrun --nnodes={request.nnodes} \\
   --rdzv-id={request.name}-$SLURM_ARRAY_JOB_ID --node-id=$SLURM_ARRAY_TASK_ID.${{SLURM_RESTART_COUNT:-0}} \\
   {request.line}
 code=$?
-if [ $code = 0 ]; then # the training is done: elements that still wait have nothing to do
-  scancel --state=PENDING $SLURM_ARRAY_JOB_ID
-elif [ $code = 75 ] && [ "$(squeue -h -j $SLURM_JOB_ID -o %T)" = RUNNING ]; then # told to go, and not by scancel
-  scontrol requeue $SLURM_JOB_ID
+if [ "$(squeue -h -j $SLURM_JOB_ID -o %T)" = RUNNING ]; then # else Slurm has ended it: srun's code may be 0 even so
+  case $code in
+    0) scancel --state=PENDING $SLURM_ARRAY_JOB_ID ;; # all is done: elements that still wait have nothing to do
+    75) scontrol requeue $SLURM_JOB_ID ;;             # this node was told to go
+  esac
 fi
 exit $code
 """
