@@ -220,6 +220,7 @@ class Proxy:
 
     target: EmbeddedEtcd
     port: int = 0
+    host: str = "127.0.0.1"
     delay_s: float = 0.0  # each piece that passes is held so long
     _muted: threading.Event = field(default_factory=threading.Event)
     _refusing: bool = False
@@ -227,7 +228,7 @@ class Proxy:
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Proxy:
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((self.host, 0))
         self.port = self._listener.getsockname()[1]
         self._start(self._accept)
         return self
@@ -242,7 +243,7 @@ class Proxy:
 
     @property
     def endpoint(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     def mute(self) -> None:
         """From now on what the server answers is lost; what it is sent arrives."""

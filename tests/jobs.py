@@ -84,10 +84,13 @@ class RealJob:
         flags: tuple[str, ...] = (),
         script: tuple[str, ...] | None = None,
         env: dict[str, str] | None = None,
+        within: tuple[str, ...] = (),
     ) -> Node:
+        """`within`: a command that runs another one in its own place, such as that of a network namespace."""
         count = len(self.nodes)
         log, events_file = self.dir / f"{count}-{node_id}.log", self.dir / f"{count}-{node_id}.events"
         command = [
+            *within,
             *(sys.executable, "-m", "spotrun", "run", f"--nnodes={self.nnodes}", f"--nproc-per-node={nproc}"),
             *(f"--rdzv-endpoint={self.endpoint}", f"--rdzv-id={self.run_id}", f"--node-id={node_id}"),
             *(f"--events={events_file}", "--lease-ttl=4", "--join-window=2", *self.flags, *flags),

@@ -31,15 +31,18 @@ from tests.conftest import PR_SET_CHILD_SUBREAPER
 from tests.etcd_servers import client_of, unused_port
 from tests.fault.field import SCRIPT, Field
 from tests.fault.history import Commit, Formed, Harm, History, Step, Violation, detections, pauses, violations
-from tests.fault.kinds import KINDS, TTL_S
+from tests.fault.kinds import KINDS, TTL_S, possible
 from tests.fault.schedule import Planned, plan
+from tests.fault.surroundings import Surroundings, small_disk, surroundings
 from tests.jobs import RealJob, real_job
+from tests.networks import own_network
 from tests.waiting import until
 
 SIZE = 3
 MOST_STEPS = 4000
 FAULTS_A_JOB = 20
 BOUND_S = 1.5 * TTL_S + 6.0  # what is promised, and what a machine with fewer cores than processes adds
+JOB_REFUSES = 4
 AGAIN_S = 60.0  # by when a job makes steps again: a new node imports torch meanwhile
 KINDS_OF_JOB = ("ddp", "fsdp")
 
@@ -64,7 +67,7 @@ def reference(directory: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines}
 
 
-def run(seed: int, faults: int, kind: str, curve: Mapping[int, float], directory: Path) -> Result:
+def run(seed: int, faults: int, kind: str, curve: Mapping[int, float], directory: Path, around: Surroundings) -> Result:
     """One job under `faults` faults of the plan of `seed`."""
     (directory / "job").mkdir(parents=True)
     flags = (f"--lease-ttl={TTL_S:g}", "--max-restarts=1000")
@@ -76,14 +79,16 @@ def run(seed: int, faults: int, kind: str, curve: Mapping[int, float], directory
         job = stack.enter_context(
             real_job(etcd.endpoint, directory / "job", run_id=f"seed-{seed}", nnodes=f"1:{SIZE}", flags=flags)
         )
-        field = Field(job, etcd, data, kind, MOST_STEPS, SIZE, stack_of_proxies)
+        field = Field(job, etcd, data, kind, MOST_STEPS, SIZE, stack_of_proxies, around)
+        if around.disk:
+            stack.enter_context(small_disk(field.checkpoints))
         for _ in range(SIZE):
             field.add()
         harms: list[Harm] = []
         missed: list[str] = []
         try:
             job.until_steps(3, world=SIZE, deadline_s=AGAIN_S)
-            for planned in plan(seed, faults):
+            for planned in plan(seed, faults, possible(around.can)):
                 harms.append(_harm(field, planned))
                 if planned.settles:
                     _goes_on(job)
@@ -123,7 +128,9 @@ def _end(field: Field) -> dict[str, int]:
     heard = [place for place in field.leaving if place.node.events("round_formed")]
     for place in [*field.places, *heard]:
         try:
-            exits[place.name] = place.node.process.wait(max(0.1, end_s - time.monotonic()))
+            code = place.node.process.wait(max(0.1, end_s - time.monotonic()))
+            came_too_late = code == JOB_REFUSES and not place.node.events("round_formed")
+            exits[place.name] = 0 if came_too_late else code
         except subprocess.TimeoutExpired:
             exits[f"{place.name} (still runs)"] = -1
     return exits
@@ -222,23 +229,29 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--faults", type=int, default=FAULTS_A_JOB, help="in each job")
     parser.add_argument("--kind", choices=KINDS_OF_JOB, help="default: in turn")
+    parser.add_argument("--bare", action="store_true", help="processes on loopback alone: no root is needed")
     parser.add_argument("--out", type=Path, default=Path("campaign-out"))
     given = parser.parse_args()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans are found here
     given.out.mkdir(parents=True, exist_ok=True)
+    bare = given.bare or not own_network()
     scratch = Path(tempfile.mkdtemp(prefix="spotrun-campaign-"))
     end_s, figures = time.monotonic() + given.hours * 3600, Figures()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        around = Surroundings() if bare else stack.enter_context(surroundings())
+        if missing := set(KINDS) - set(possible(around.can)):
+            print(f"not possible here: {', '.join(sorted(missing))}")
         curve = reference(scratch)
         for index in range(given.jobs):
             if time.monotonic() > end_s:
                 break
             seed, kind = given.seed + index, given.kind or KINDS_OF_JOB[(given.seed + index) % 2]
             directory = scratch / f"{seed}-{kind}"
-            result = run(seed, given.faults, kind, curve, directory)
+            result = run(seed, given.faults, kind, curve, directory, around)
             figures.add(result, given.faults)
             if result.violations:
-                ignored = shutil.ignore_patterns("tmp-*", "ckpt")
+                ignored = shutil.ignore_patterns("tmp-*", "ckpt", "clock-*")
                 shutil.copytree(directory / "job", given.out / directory.name, ignore=ignored, dirs_exist_ok=True)
                 record = json.dumps(dataclasses.asdict(result), default=str)
                 (given.out / directory.name / "history.json").write_text(record)
@@ -251,8 +264,6 @@ def main() -> int:
             )
             for found in result.violations:
                 print(f"  {found.promise}: {found.text}", flush=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return 1 if figures.broken else 0
 
 

@@ -10,7 +10,9 @@ import psutil
 
 from spotrun.rendezvous.embedded import EmbeddedEtcd
 from tests.etcd_servers import Proxy
+from tests.fault.surroundings import CLOCK, Surroundings
 from tests.jobs import Node, RealJob, descendants
+from tests.networks import Host
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "api_steps.py"
 STEP_S = 0.05
@@ -23,6 +25,8 @@ class Place:
     node: Node
     proxy: Proxy
     notice: Path
+    host: Host | None  # None: all share this machine's network
+    clock: Path  # seconds that its wall clock is ahead
 
     @property
     def name(self) -> str:
@@ -57,27 +61,42 @@ class Field:
     most_steps: int
     size: int
     stack: contextlib.ExitStack
+    around: Surroundings
     places: list[Place] = field(default_factory=list)
     leaving: list[Place] = field(default_factory=list)
+    _made: list[Place] = field(default_factory=list)
 
     def add(self, name: str | None = None) -> Place:
         """A node, up to one more than the job takes: that one is a spare."""
-        proxy = self.stack.enter_context(Proxy(self.etcd))
+        host = self._free_host()
+        proxy = self.stack.enter_context(Proxy(self.etcd, host=self.around.address))
         count = len(self.job.nodes)
         notice = self.job.dir / f"notice-{count}"
+        clock = self.job.dir / f"clock-{count}"
+        clock.write_text("0")
         script = (
             *(str(SCRIPT), str(self.job.out), str(self.most_steps), str(STEP_S), self.kind),
-            *(str(self.job.dir / "ckpt"), str(self.job.dir / "audit")),
+            *(str(self.checkpoints), str(self.job.dir / "audit")),
         )
         node = self.job.start(
             name or f"n{count}",
             script=script,
             flags=(f"--rdzv-endpoint={proxy.endpoint}",),
-            env={"SPOTRUN_NOTICE_FILE": str(notice)},
+            env={"SPOTRUN_NOTICE_FILE": str(notice), "PYTHONPATH": str(CLOCK), "CAMPAIGN_CLOCK": str(clock)},
+            within=host.command([]) if host is not None else (),
         )
-        place = Place(node, proxy, notice)
+        place = Place(node, proxy, notice, host, clock)
+        self._made.append(place)
         self.places.append(place)
         return place
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.job.dir / "ckpt"
+
+    def _free_host(self) -> Host | None:
+        taken = {place.host for place in self._made if place.node.process.poll() is None}
+        return next((host for host in self.around.hosts if host not in taken), None)
 
     def remove(self, place: Place) -> None:
         self.places.remove(place)

@@ -56,6 +56,7 @@ class Harm:
     charged: int = 0  # worker failures of its own that it makes
     planned: bool = False  # told in time: no step may be made again
     etcd: bool = False  # etcd is away meanwhile, and nothing can be decided
+    spoiled: int = -1  # the step whose checkpoint it damages
     pauses: bool = False  # nodes stand still and come back: what they say afterwards may be late
 
 
@@ -185,7 +186,10 @@ def _commits(history: History) -> Iterator[Violation]:
     first: dict[int, Step] = {}
     for line in history.steps:
         first.setdefault(line.round, line)
+    spoiled = {harm.spoiled for harm in history.harms}
     for commit in history.commits:
+        if commit.step in spoiled:
+            continue
         for line in first.values():
             if line.round > commit.round and commit.at_s < _formed_s(history, line) and line.step <= commit.step:
                 text = f"round {line.round} began with step {line.step}, step {commit.step} was committed before"

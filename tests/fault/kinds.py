@@ -6,8 +6,12 @@ What a fault is said to take out of the job, and what it may cost, goes into the
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,8 +19,10 @@ from typing import Any, TypeAlias
 
 import psutil
 
-from tests.etcd_servers import admin, kill, stopped
+from spotrun.rendezvous.keys import Keys
+from tests.etcd_servers import admin, client_of, kill, stopped
 from tests.fault.field import Field, Place
+from tests.networks import Host
 
 TTL_S = 2.0
 BRIEF = (0.1, 0.8 * TTL_S)
@@ -33,16 +39,24 @@ class Kind:
     do: Do
     for_s: tuple[float, float] = (0.0, 0.0)
     weight: float = 1.0
+    needs: str = ""  # what the surroundings must have: see surroundings.py
 
 
 KINDS: dict[str, Kind] = {}
 
 
-def fault(name: str, for_s: tuple[float, float] = (0.0, 0.0), weight: float = 1.0) -> Callable[..., Any]:
+def fault(
+    name: str, for_s: tuple[float, float] = (0.0, 0.0), weight: float = 1.0, needs: str = ""
+) -> Callable[..., Any]:
     def register(function: Callable[[Field, int], Iterator[Said]]) -> None:
-        KINDS[name] = Kind(contextlib.contextmanager(function), for_s, weight)
+        KINDS[name] = Kind(contextlib.contextmanager(function), for_s, weight, needs)
 
     return register
+
+
+def possible(can: frozenset[str]) -> tuple[str, ...]:
+    """The kinds that need nothing that is not there."""
+    return tuple(name for name, kind in KINDS.items() if not kind.needs or kind.needs in can)
 
 
 def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
@@ -63,6 +77,18 @@ def _kill_worker(field: Field, pick: int) -> Iterator[Said]:
 @fault("terminate worker")
 def _terminate_worker(field: Field, pick: int) -> Iterator[Said]:
     _signal(field.any(pick).workers(), signal.SIGTERM)
+    yield {"charged": 1}
+
+
+@fault("worker is out of memory", needs="memory")
+def _out_of_memory(field: Field, pick: int) -> Iterator[Said]:
+    """The kernel's own killer takes it."""
+    group = field.around.memory
+    assert group is not None
+    for worker in field.any(pick).workers():
+        with contextlib.suppress(OSError):  # it has just ended
+            (group / "cgroup.procs").write_text(str(worker.pid))
+            worker.wait(20)  # until it touches one page more
     yield {"charged": 1}
 
 
@@ -215,6 +241,75 @@ def _join(field: Field, _: int) -> Iterator[Said]:
     yield {"planned": True}
 
 
+@fault("nodes come and go in a storm", for_s=(0.2, 3.0), weight=0.2)
+def _storm(field: Field, pick: int) -> Iterator[Said]:
+    """They are told to go while they start, meet, or train."""
+    places = [field.add() for _ in range(2 + pick % 2)]
+    yield {"planned": True}
+    for place in places:
+        _signal(place.agent(), signal.SIGTERM)
+        field.leave(place)
+
+
+@fault("a node of another version", for_s=(0.1, 2.0))
+def _other_version(field: Field, pick: int) -> Iterator[Said]:
+    """What it says of itself cannot be read."""
+    with client_of(field.etcd) as client:
+        lease = client.grant(30)
+        client.put(Keys(field.job.run_id).node(f"other-{pick}"), b'{"v": 2}', lease=lease)
+        yield {"planned": True}
+        client.revoke(lease)
+
+
+# -- disks and clocks
+
+
+@fault("the disk of checkpoints is full", for_s=(0.5, 4.0), weight=2, needs="disk")
+def _full_disk(field: Field, _: int) -> Iterator[Said]:
+    filler = field.checkpoints / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+    try:
+        yield {"planned": True}
+    finally:
+        filler.unlink()
+
+
+@fault("checkpoints cannot be written", for_s=(0.5, 4.0), weight=2, needs="disk")
+def _read_only(field: Field, _: int) -> Iterator[Said]:
+    subprocess.run(["chattr", "+i", str(field.checkpoints)], check=True)
+    try:
+        yield {"planned": True}
+    finally:
+        subprocess.run(["chattr", "-i", str(field.checkpoints)], check=True)
+
+
+@fault("the newest checkpoint is torn and all nodes are killed", weight=0.2)
+def _torn(field: Field, _: int) -> Iterator[Said]:
+    places = list(field.places)
+    for place in places:
+        _signal(place.everything(), signal.SIGKILL)
+        field.remove(place)
+    whole = sorted(field.checkpoints.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    spoiled = -1
+    if whole:
+        spoiled = int(json.loads(whole[-1].read_text())["step"])
+        shard = max(whole[-1].parent.glob("*.distcp"), key=lambda path: path.stat().st_size)
+        os.truncate(shard, shard.stat().st_size // 2)
+    yield {"spoiled": spoiled}
+    for place in places:
+        field.add(place.name)
+
+
+@fault("a clock jumps", for_s=(0.5, 5.0))
+def _clock(field: Field, pick: int) -> Iterator[Said]:
+    clock = field.any(pick).clock
+    clock.write_text(str(pick % 7200 - 3600))
+    yield {"planned": True}
+    clock.write_text("0")
+
+
 # -- etcd
 
 
@@ -296,3 +391,49 @@ def _flap(field: Field, pick: int) -> Iterator[Said]:
         if pick % 3:
             place.proxy.cut()
     yield {"planned": True}
+
+
+# -- the ways between nodes
+
+
+@fault("two nodes do not reach each other", for_s=(0.1, 2.5 * TTL_S), weight=2, needs="hosts")
+def _partition(field: Field, pick: int) -> Iterator[Said]:
+    a, b = _two(field, pick)
+    with a.deaf_to(b), b.deaf_to(a):
+        yield {"pauses": True}
+
+
+@fault("a node does not hear another", for_s=(0.1, 2.5 * TTL_S), weight=2, needs="hosts")
+def _deaf(field: Field, pick: int) -> Iterator[Said]:
+    a, b = _two(field, pick)
+    with a.deaf_to(b):
+        yield {"pauses": True}
+
+
+@fault("the way between two nodes comes and goes", weight=2, needs="hosts")
+def _comes_and_goes(field: Field, pick: int) -> Iterator[Said]:
+    a, b = _two(field, pick)
+    yield {"pauses": True}
+    for _ in range(5):
+        with a.deaf_to(b), b.deaf_to(a):
+            time.sleep(0.2)
+        time.sleep(0.1)
+
+
+@fault("a cable is cut", for_s=(0.1, 2.5 * TTL_S), weight=2, needs="hosts")
+def _cut_cable(field: Field, pick: int) -> Iterator[Said]:
+    host = field.any(pick).host
+    assert host is not None
+    host.cut()
+    try:
+        yield {"pauses": True}
+    finally:
+        host.mend()
+
+
+def _two(field: Field, pick: int) -> tuple[Host, Host]:
+    """Of one node alone, the other is a machine where nothing runs."""
+    first = field.any(pick).host
+    second = field.any(pick + 1).host
+    assert first is not None and second is not None
+    return first, second if second is not first else field.around.hosts[-1]
