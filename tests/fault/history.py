@@ -111,9 +111,17 @@ def detections(history: History) -> dict[int, float]:
     return told
 
 
-def pauses(history: History) -> list[float]:
-    """The time between two steps of which the later one is in a newer round."""
-    return [b.at_s - a.at_s for a, b in itertools.pairwise(history.steps) if b.round > a.round]
+def pauses(history: History) -> dict[int, float]:
+    """By the index of a fault: the longest time between two steps of which the later one is in a newer round.
+
+    It is taken for that of the newest fault before the later step.
+    """
+    longest: dict[int, float] = {}
+    for a, b in itertools.pairwise(history.steps):
+        done = sum(harm.at_s <= b.at_s for harm in history.harms)
+        if b.round > a.round and done:
+            longest[done - 1] = max(b.at_s - a.at_s, longest.get(done - 1, 0.0))
+    return longest
 
 
 def _in_time(formed: tuple[Formed, ...]) -> list[Formed]:

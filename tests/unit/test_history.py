@@ -40,7 +40,7 @@ def promises(**changes: Any) -> list[str]:
 def test_a_good_history_breaks_nothing_and_gives_the_figures() -> None:
     assert violations(GOOD, CURVE, bound_s=2.0) == []
     assert detections(GOOD) == {0: pytest.approx(0.4)}
-    assert pauses(GOOD) == [1.0]
+    assert pauses(GOOD) == {0: 1.0}
 
 
 def test_a_sample_seen_twice_a_process_left_and_a_job_that_does_not_end_are_told() -> None:
