@@ -96,7 +96,7 @@ def violations(history: History, reference: Mapping[int, float], bound_s: float)
 def detections(history: History) -> dict[int, float]:
     """By the index of a fault: how long until the next round was told of, if that is without its nodes.
 
-    A node that is back under its own name before that is in it.
+    A node that is back under its own name before that is in it. Of a round that none has survived nobody can tell.
     """
     told: dict[int, float] = {}
     rounds: dict[int, Formed] = {}
@@ -105,8 +105,12 @@ def detections(history: History) -> dict[int, float]:
     for index, harm in enumerate(history.harms):
         if not harm.nodes or harm.etcd or harm.pauses or harm.planned:
             continue
+        before = next((one for one in reversed(rounds.values()) if one.at_s <= harm.at_s), None)
         following = next((one for one in rounds.values() if one.at_s > harm.at_s), None)
-        if following is not None and not set(harm.nodes) & set(following.nodes):
+        if before is None or following is None or set(harm.nodes) & set(following.nodes):
+            continue
+        lost = {name for other in history.harms if before.at_s <= other.at_s < following.at_s for name in other.nodes}
+        if set(before.nodes) - lost:
             told[index] = following.at_s - harm.at_s
     return told
 

@@ -103,3 +103,9 @@ def test_a_loss_that_is_noticed_too_late_is_told_unless_etcd_was_away_meanwhile(
     late = (*GOOD.formed[:2], formed(2, "a", at_s=6.0))
     assert promises(formed=late) == ["bounded detection"]
     assert promises(formed=late, harms=(*GOOD.harms, Harm("kill etcd", (), 2.0, 5.0, etcd=True))) == []
+
+
+def test_nobody_can_tell_of_a_round_that_none_has_survived() -> None:
+    late = (*GOOD.formed[:2], formed(2, "c", at_s=9.0))
+    assert promises(formed=late) == ["bounded detection"]
+    assert promises(formed=late, harms=(*GOOD.harms, Harm("kill node", ("a",), 2.6, 2.6))) == []
