@@ -104,6 +104,19 @@ class Keys:
         return self.root + "ledger_count"
 
     @property
+    def pool(self) -> str:
+        """The pool that is active, under its lease, is the one that made this key."""
+        return self.root + "pool"
+
+    @property
+    def asks(self) -> str:
+        """Each machine that a pool has asked for: asks/<node>."""
+        return self.root + "asks/"
+
+    def ask(self, node_id: str) -> str:
+        return self.asks + node_id
+
+    @property
     def vitals(self) -> str:
         return self.root + "vitals/"
 

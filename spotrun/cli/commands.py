@@ -43,6 +43,7 @@ COMMANDS = {
     "audit": Command("spotrun.cli.audit:audit", "Prove from a job's audit that each sample was used exactly once."),
     "checkpoints": Command("spotrun.cli.checkpoints:checkpoints", "List, verify, prune and export checkpoints."),
     "submit": Command("spotrun.cli.submit:submit", "Submit a job to Slurm or Kubernetes."),
+    "pool": Command("spotrun.cli.pool:pool", "Replace lost nodes by machines of Slurm, Kubernetes or others."),
     "bench": Command("spotrun.cli.bench:bench", "Measure spotrun beside torchrun on this machine."),
     "etcd": Command("spotrun.cli.etcd:etcd", "Run an etcd for jobs on this host, in the foreground."),
     "completion": Command("spotrun.cli.completion:completion", "Print the completion script of a shell."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +42,15 @@ srun --no-kill --kill-on-bad-exit=0 --wait=0 spotrun --nnodes={request.nnodes} -
   {request.line}
 """
 
+_NODE = """\
+#!/bin/bash
+# One node of a job, as `spotrun pool` asks for it.
+{directives}
+export SPOTRUN_USR2_LEAD={lead}
+trap : TERM  # Slurm tells this shell, too; srun is what ends in order
+srun spotrun run --node-id={name} {line}
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class SlurmOptions:
@@ -56,14 +67,24 @@ def batch_script(request: Request, options: SlurmOptions) -> str:
         size = [f"--array=0-{request.max_nodes - 1}", "--nodes=1", "--output=%x-%A_%a.log"]
     else:
         size = [f"--nodes={request.min_nodes}-{request.max_nodes}", "--no-kill", "--output=%x-%j.log"]
-    directives = [f"--job-name={request.name}", *size, "--ntasks-per-node=1", "--exclusive", "--requeue"]
-    directives += ["--open-mode=append", f"--signal=USR2@{USR2_LEAD_S}"]
-    if options.partition:
-        directives.append(f"--partition={options.partition}")
-    if options.gpus_per_node:
-        directives.append(f"--gpus-per-node={options.gpus_per_node}")
-    if options.time:
-        directives.append(f"--time={options.time}")
-    text = "\n".join(f"#SBATCH {directive}" for directive in (*directives, *options.more))
+    directives = _directives(request.name, [*size, "--requeue", "--open-mode=append"], options)
     template = _ARRAY if options.shape == "array" else _NO_KILL
-    return template.format(request=request, directives=text, lead=USR2_LEAD_S)
+    return template.format(request=request, directives=directives, lead=USR2_LEAD_S)
+
+
+def node_script(name: str, line: Sequence[str], options: SlurmOptions) -> str:
+    """One node that is not queued again: the pool asks for another one."""
+    size = ["--nodes=1", "--no-requeue", "--output=%x-%j.log"]
+    directives = _directives(name, size, options)
+    return _NODE.format(name=name, line=shlex.join(line), directives=directives, lead=USR2_LEAD_S)
+
+
+def _directives(name: str, size: Sequence[str], options: SlurmOptions) -> str:
+    found = [f"--job-name={name}", *size, "--ntasks-per-node=1", "--exclusive", f"--signal=USR2@{USR2_LEAD_S}"]
+    if options.partition:
+        found.append(f"--partition={options.partition}")
+    if options.gpus_per_node:
+        found.append(f"--gpus-per-node={options.gpus_per_node}")
+    if options.time:
+        found.append(f"--time={options.time}")
+    return "\n".join(f"#SBATCH {directive}" for directive in (*found, *options.more))
