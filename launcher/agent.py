@@ -57,10 +57,19 @@ ABORT_GRACE_S = 1.0  # between SIGTERM and SIGKILL where the round is over anywa
 class Drained(SpotrunError):
     """Raised by `SpotAgent.run` when this node has left the job as it was told to; not a failure."""
 
-    def __init__(self, message: str, signum: signal.Signals | None, phases: tuple[Phase, ...]) -> None:
+    def __init__(
+        self,
+        message: str,
+        signum: signal.Signals | None,
+        phases: tuple[Phase, ...],
+        round_number: int,
+        checkpoint_s: float,
+    ) -> None:
         super().__init__(message)
         self.signum = signum
         self.phases = phases  # of its going
+        self.round_number = round_number  # its last
+        self.checkpoint_s = checkpoint_s  # that snapshots and saves took of it
 
 
 class SpotAgent(LocalElasticAgent):
@@ -209,8 +218,13 @@ class SpotAgent(LocalElasticAgent):
         elif action is Action.LEAVE:
             for notice in self._leaving.notices.values():
                 self._board.safe_to_go(notice)
-            phases = self._incidents.phases()
-            raise Drained(self._leaving.why(self._drain()), self._leaving.signum, phases)
+            raise Drained(
+                self._leaving.why(self._drain()),
+                self._leaving.signum,
+                self._incidents.phases(),
+                self._round.number if self._round else 0,
+                self._incidents.checkpoint_s,
+            )
         elif action is Action.REFUSED:
             refused = self._membership.standing().refused
             assert refused is not None
@@ -481,6 +495,10 @@ class SpotAgent(LocalElasticAgent):
                 samples=word.samples,
                 loss=word.loss,
                 step_s=word.step_time_s,
+                data_share=word.data_share,
+                checkpoint_share=word.checkpoint_share,
+                communication_share=word.communication_share,
+                checkpoint_s=word.checkpoint_s,
             )
 
     def _tell_silence(self) -> None:
@@ -512,7 +530,12 @@ class SpotAgent(LocalElasticAgent):
         outcome = self._membership.standing().outcome
         assert outcome is not None
         events.emit(
-            "job_ended", f"the job {outcome.state}: {outcome.reason}", state=outcome.state, reason=outcome.reason
+            "job_ended",
+            f"the job {outcome.state}: {outcome.reason}",
+            state=outcome.state,
+            reason=outcome.reason,
+            round=self._round.number if self._round else 0,
+            checkpoint_s=self._incidents.checkpoint_s,
         )
         if self._round is None:
             self._worker_group.workers = []  # a spare to the end: torch must not look for the results of its workers

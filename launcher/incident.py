@@ -40,6 +40,7 @@ class Incidents:
         self._restored: Mark | None = None
         self._stepped: Mark | None = None  # the newest step that workers told
         self._step_s = 0.0
+        self.checkpoint_s = 0.0  # that snapshots and saves have taken since the last incident
 
     @property
     def due_s(self) -> float | None:
@@ -90,6 +91,7 @@ class Incidents:
             self._open["first step"] = at_s
             found = self._close(at_s, progress.step_time_s)
         self._stepped = Mark("stepped", at_s, progress.step, progress.samples, at_s)
+        self.checkpoint_s = progress.checkpoint_s
         self._step_s = progress.step_time_s
         return found
 
@@ -122,9 +124,10 @@ class Incidents:
             "nodes": [member.node_id for member in current.members],
             "world_size": current.world_size,
             "phases": self.phases(),
-            "cost": Cost(round(paused_s, 4), steps, samples, round(node_s, 4), money),
+            "cost": Cost(round(paused_s, 4), steps, samples, round(node_s, 4), money, round(self.checkpoint_s, 4)),
         }
         self._open, self._round, self._last, self._restored = {}, None, None, None
+        self.checkpoint_s = 0.0
         return found
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spotrun.errors import BadRecord
-from spotrun.launcher.ledger import Entry, entries
+from spotrun.launcher.ledger import ENDS, Entry, checkpoint_s_by_round, entries, entry_of
 from spotrun.rendezvous.etcd import EtcdClient, KeyValue, Op
 from spotrun.rendezvous.keys import Keys
 from spotrun.rendezvous.state import Drain, Job, Node, Outcome, Progress, Quarantine, Round, Vitals, decode
@@ -158,6 +158,27 @@ def status_of(found: Found, wall_s: float | None = None) -> JobStatus:
     )
 
 
+def latest(found: Found, wall_s: float) -> list[Entry]:
+    """What the nodes of a running job said last of their steps, as the ledger of a node would have it at `wall_s`."""
+    current = found.round
+    if found.outcome is not None or current is None:
+        return []
+    here = [word for word in found.progress.values() if word.round == current.number]
+    return [
+        entry_of(
+            {
+                **dataclasses.asdict(word),
+                "kind": "progress",
+                "node": word.node_id,
+                "wall_s": wall_s,
+                "step": word.step,
+            },
+            f"{word.incarnation}-now",
+        )
+        for word in here
+    ]
+
+
 def _node(node: Node, found: Found, group_rank: int | None) -> NodeStatus:
     current, word, drain = found.round, found.progress.get(node.node_id), found.drains.get(node.node_id)
     stepping = word is not None and current is not None and word.round == current.number
@@ -195,13 +216,17 @@ def _shares(words: Sequence[Progress]) -> dict[str, float]:
 
 def _goodput(found: Found, wall_s: float) -> float | None:
     """The share of the time that made steps which counted; that a shrunken world makes fewer is not reckoned in."""
-    timed = [entry for entry in found.ledger if entry.what in ("round_formed", "incident", "job_ended")]
-    if not timed:
+    told = [entry for entry in found.ledger if entry.what in ENDS | {"round_formed", "incident"}]
+    if not told:
         return None
-    end_s = timed[-1].wall_s if timed[-1].what == "job_ended" else wall_s
-    passed_s = end_s - timed[0].wall_s
+    ended = told[-1].what in ENDS
+    passed_s = (told[-1].wall_s if ended else wall_s) - told[0].wall_s
     lost_s = 0.0
-    for entry in timed:
+    for entry in told:
         if entry.cost is not None:
             lost_s += entry.cost.node_s / max(1, len(entry.detail.get("nodes", "").split(",")))
+            lost_s += entry.cost.checkpoint_s
+    if found.round is not None:  # of whose saves no incident tells yet
+        here = [word.checkpoint_s for word in found.progress.values() if word.round == found.round.number]
+        lost_s += max(here, default=checkpoint_s_by_round(found.ledger).get(found.round.number, 0.0))
     return min(1.0, max(0.0, 1.0 - lost_s / passed_s)) if passed_s > 0 else None

@@ -130,7 +130,13 @@ def _run(agent: SpotAgent, name: str, config: LaunchConfig, options: AgentOption
     try:
         result = agent.run()
     except Drained as drained:
-        events.emit("left", str(drained), phases=drained.phases)
+        events.emit(
+            "left",
+            str(drained),
+            round=drained.round_number,
+            phases=drained.phases,
+            checkpoint_s=drained.checkpoint_s,
+        )
         alone = config.max_nodes == 1
         if drained.signum is not None and (alone or drained.signum is not signal.SIGTERM):
             sys.exit(128 + drained.signum)

@@ -48,6 +48,7 @@ class Cost:
     samples_recomputed: int | None = None
     node_s: float = 0.0  # time of nodes that was paid and came to nothing: the pause, and the steps made again
     money: float | None = None  # at --price-per-node-hour
+    checkpoint_s: float = 0.0  # that snapshots and saves had taken of the round before; no part of the above
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ BY_EACH = {
     *("notice", "notice_may", "notice_withdrawn", "signal", "left", "agent_dead", "quarantined"),
     *("worker_failed", "hung", "fenced", "stuck", "zygote_lost", "state_lost", "state_unknown"),
 }
+ENDS = {"job_ended", "stopped"}
 BY_FIRST = {"round_formed", "incident", "job_ended"}  # heard by all nodes, told by that of rank 0
 _OWN = {"v", "kind", "node", "wall_s", "mono_s", "round", "step", "message", "phases", "cost"}
 
@@ -171,6 +173,15 @@ def of_job(client: EtcdClient, keys: Keys) -> tuple[list[Entry], int]:
     """The entries in etcd, oldest first, and the revision to watch from (+ 1). Raises EtcdError."""
     found, revision = client.get_prefix(keys.ledger)
     return entries(sorted(found, key=lambda kv: kv.mod_revision)), revision
+
+
+def checkpoint_s_by_round(told: Iterable[Entry]) -> dict[int, float]:
+    """Seconds that snapshots and saves have taken of each round, as far as its own nodes told."""
+    found: dict[int, float] = {}
+    for it in told:
+        with contextlib.suppress(KeyError, ValueError):
+            found[it.round] = max(found.get(it.round, 0.0), float(it.detail["checkpoint_s"]))
+    return found
 
 
 def entries(found: Iterable[KeyValue]) -> list[Entry]:

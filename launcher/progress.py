@@ -33,6 +33,7 @@ class Steps:
     data_share: float = 0.0
     checkpoint_share: float = 0.0
     communication_share: float | None = None
+    checkpoint_s: float = 0.0
 
     @staticmethod
     def of(message: Mapping[str, Any]) -> Steps:
@@ -49,6 +50,7 @@ class Steps:
             data_share=float(message.get("data_share", 0.0)),
             checkpoint_share=float(message.get("checkpoint_share", 0.0)),
             communication_share=None if communication is None else float(communication),
+            checkpoint_s=float(message.get("checkpoint_s", 0.0)),
         )
 
 
@@ -86,6 +88,7 @@ def of_node(node_id: str, incarnation: str, current: Round, workers: Sequence[St
         communication_share=None
         if None in communication
         else max(share for share in communication if share is not None),
+        checkpoint_s=max(steps.checkpoint_s for steps in known),
     )
 
 

@@ -8,10 +8,11 @@ on beside the backward pass. Where there is no DDP (FSDP, a world of one) it is 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 STEPS = 101  # a share is that of so many last steps
+STARVED = 0.2  # of a step's time without data: from there on it is worth a word
 
 
 class Utilisation:
@@ -19,10 +20,12 @@ class Utilisation:
         self._steps: deque[tuple[float, float, float]] = deque(maxlen=STEPS)
         self._waited_s = 0.0  # for data, as of the last step
         self._saved_s = 0.0  # since the last step
+        self.checkpoint_s = 0.0  # that snapshots and saves have taken in this round
 
     def saved(self, seconds: float) -> None:
         """A snapshot or a save took that long; it belongs to the step that follows."""
         self._saved_s += seconds
+        self.checkpoint_s += seconds
 
     def step(self, took_s: float, waited_s: float) -> None:
         """A step is done; `waited_s`: for data, since the round began."""
@@ -50,6 +53,14 @@ def exposed_s(models: Iterable[Any]) -> float | None:
             hidden_ns = data.get("avg_backward_compute_comm_overlap_time", 0)
             found = (found or 0.0) + max(0, data.get("avg_backward_comm_time", 0) - hidden_ns) / 1e9
     return found
+
+
+def starving(shares: Mapping[str, float]) -> str:
+    """A word where the workers wait for data; empty where they do not."""
+    share = shares.get("data", 0.0)
+    if share < STARVED:
+        return ""
+    return f"{share:.0%} of each step is waiting for data: give job.batches more num_workers, or faster storage."
 
 
 def _share(value: float) -> float:

@@ -104,8 +104,11 @@ def wrong_checksums(storage: Storage, name: str, files: Iterable[FileRecord]) ->
 def claim(storage: Storage, run_id: str, *, take_over: bool = False) -> None:
     """Make the directory that of job `run_id`; raises CheckpointError if it is another job's, unless `take_over`.
 
-    A job whose directory was taken over is refused at its next commit.
+    A job whose directory was taken over is refused at its next commit. One that goes on in its own writes nothing: a
+    disk that is full for a while costs it no round.
     """
+    if owner_of(storage) == run_id:
+        return
     data = json.dumps({"v": 1, "run_id": run_id}).encode()
     try:
         storage.publish(OWNER, data)

@@ -81,6 +81,9 @@ def doctor(
                 findings.append(
                     Finding("nodes", Grade.FAIL, str(error), "the nodes meet in etcd", "see the findings on etcd")
                 )
+            except OSError as error:
+                why = "each node hosts the meetings of its pairs, and puts a file where checkpoints are to be"
+                findings.append(Finding("nodes", Grade.FAIL, str(error), why, "see the findings above"))
     _show(findings, node_id or socket.gethostname(), as_json)
 
 

@@ -14,7 +14,7 @@ import click
 from spotrun.cli.running_job import RunningJob, of_running_job
 from spotrun.cli.status import read_known
 from spotrun.errors import BadRecord, EtcdError
-from spotrun.launcher.ledger import Entry
+from spotrun.launcher.ledger import ENDS, Entry
 from spotrun.rendezvous.etcd import WatchEvent
 from spotrun.rendezvous.state import decode
 
@@ -41,7 +41,7 @@ def events(job: RunningJob, follow: bool, as_json: bool) -> None:
             with contextlib.suppress(BadRecord):
                 entry = decode(Entry, event.value)
                 _write(entry, as_json)
-                if entry.what in ("job_ended", "stopped"):
+                if entry.what in ENDS:
                     return
 
 

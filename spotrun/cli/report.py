@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ def report(
     """Write what happened to a job into one HTML file: world size, nodes, steps and loss, incidents, goodput, cost.
 
     DIR holds the ledgers that --log-dir makes, of all nodes or some; RUN is the --rdzv-id of a job in etcd, which keeps
-    the newest thousand entries, without steps and loss.
+    the newest thousand entries, and of steps only the newest.
     """
-    from spotrun.launcher.ledger import FILES, of_file, of_job
+    from spotrun.launcher.job_status import latest, read
+    from spotrun.launcher.ledger import FILES, of_file
     from spotrun.rendezvous.etcd import EtcdClient
     from spotrun.rendezvous.keys import Keys, check_run_id
     from spotrun.report.history import of
@@ -49,7 +51,8 @@ def report(
     elif rdzv_endpoint:
         with EtcdClient(EtcdFlags(**etcd).config(rdzv_endpoint)) as client:
             client.check()
-            entries, _ = of_job(client, Keys(check_run_id(source)))
+            found = read(client, Keys(check_run_id(source)))
+        entries = [*found.ledger, *latest(found, time.time())]
         where = f"no ledger of a job {source!r} in etcd at {rdzv_endpoint}: check --rdzv-id"
     else:
         raise UsageError(

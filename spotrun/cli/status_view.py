@@ -10,11 +10,11 @@ from rich.text import Text
 
 from spotrun.launcher.job_status import JobStatus, NodeStatus
 from spotrun.rendezvous.state import Vitals
+from spotrun.utilisation import starving
 from spotrun.wording import plural
 
 WIDTH = 80
 NODES = 40  # more are summed up: a screen has not more lines
-STARVED = 0.2  # of a step's time without data: from there on it is worth a word
 TONES = {"training": "green", "busy": "green", "leaving": "yellow", "starting": "cyan", "spare": "dim"}
 ENDS = {"succeeded": "bold green", "failed": "bold red", "stopped": "bold yellow", "waiting": "bold yellow"}
 
@@ -34,11 +34,11 @@ def _head(job: JobStatus) -> Text:
     size = f"{job.min_nodes}" if job.min_nodes == job.max_nodes else f"{job.min_nodes} to {job.max_nodes}"
     text = Text(f"{job.run_id}  ")
     text.append(job.state, style=ENDS.get(job.state, "bold green"))
+    where = f"{plural(len(job.nodes), 'node')} of {size} here"
     if job.round:
-        text.append(f"  round {job.round}, world size {job.world_size} ({job.reason})", style="dim")
-    else:
-        text.append(f"  {plural(len(job.nodes), 'node')} of {size} here", style="dim")
-    return text
+        where = f"round {job.round}, world size {job.world_size} ({job.reason})"
+    text.append("\n" if len(text) + 2 + len(where) > WIDTH else "  ")
+    return text.append(where, style="dim")
 
 
 def lines(job: JobStatus) -> list[str]:
@@ -59,17 +59,9 @@ def lines(job: JobStatus) -> list[str]:
     if job.shares:
         order = ("compute", "communication", "data", "checkpoint")
         found.append("a step: " + ", ".join(f"{name} {job.shares[name]:.0%}" for name in order if name in job.shares))
-    if hint := starving(job):
+    if hint := starving(job.shares):
         found.append(hint)
     return found
-
-
-def starving(job: JobStatus) -> str:
-    """A word where the workers wait for data; empty where they do not."""
-    share = job.shares.get("data", 0.0)
-    if share < STARVED:
-        return ""
-    return f"{share:.0%} of each step is waiting for data: give job.batches more num_workers, or faster storage."
 
 
 def _nodes(nodes: Sequence[NodeStatus], passed_s: float) -> Table:

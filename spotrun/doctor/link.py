@@ -1,24 +1,26 @@
 """One pair of nodes: a real process group of two, its results checked and its speed measured.
 
-    python -m spotrun.doctor.link '{"address": ..., "port": ..., "name": ..., "rank": 0, "backend": "gloo"}'
-
-In a process of its own, for a collective that hangs can only be ended by ending its process. Prints one line of JSON.
+Each measurement has a process of its own, for a collective that hangs can only be ended by ending its process. They
+are forked from a server that has imported torch, once a node instead of once a pair.
 """
 
 from __future__ import annotations
 
-import json
+import multiprocessing
+import signal
 import statistics
-import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.connection import Connection
+from types import TracebackType
 from typing import Any
 
 JOIN_S = 60.0  # for the other one to come; it may be importing torch on a busy host
 LINK_S = 8.0  # for one operation once both are there: below 2 MB/s a link is as good as none
 LIMIT_S = 100.0  # for all of it
+STORE_S = 60.0  # for torch to be imported, and the store of this node's pairs to listen
 PAYLOAD_BYTES, REPEATS = 16 << 20, 5
 SMALL_REPEATS = 50
 
@@ -42,17 +44,91 @@ class Measured:
     error: str = ""
 
 
-def run(task: Task) -> Measured:
-    """Start the process and wait for it, LIMIT_S at most."""
-    command = [sys.executable, "-m", "spotrun.doctor.link", json.dumps(asdict(task))]
+class Links:
+    """Measures this node's side of pairs, and hosts the store in which those meet that begin with this node.
+
+    `nccl`: the node has GPUs and NCCL for them.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Raises OSError where no store can listen at `address`."""
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__, "torch.distributed"])
+        self._store, answers = self._start(_serve, address)
+        try:
+            if not answers.poll(STORE_S):
+                raise OSError(f"no store listens at {address} within {STORE_S:g} s")
+            found = answers.recv()
+        except (OSError, EOFError) as error:
+            self._end(self._store)
+            raise OSError(str(error) or "the store ended at once") from None
+        if isinstance(found, str):
+            self._end(self._store)
+            raise OSError(f"no store can listen at {address}: {found}")
+        self.port, self.nccl = found
+
+    def run(self, task: Task) -> Measured:
+        """LIMIT_S at most."""
+        process, answers = self._start(_answer, task)
+        try:
+            if not answers.poll(LIMIT_S):
+                return Measured(error=f"no answer within {LIMIT_S:g} s")
+            found: Measured = answers.recv()
+            return found
+        except EOFError:
+            process.join()
+            return Measured(error=f"the measurement ended with exit code {process.exitcode}")
+        finally:
+            self._end(process)
+            answers.close()
+
+    def _start(self, target: Callable[..., None], argument: Any) -> tuple[Any, Connection]:
+        answers, told = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=target, args=(argument, told), daemon=True)
+        process.start()
+        told.close()
+        return process, answers
+
+    def _end(self, process: Any) -> None:
+        process.kill()
+        process.join()
+
+    def __enter__(self) -> Links:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end(self._store)
+
+
+def _serve(address: str, told: Connection) -> None:
+    """Tells the port and whether there is NCCL, or what went wrong; serves until the doctor has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the doctor's affair
+    import torch
+    from torch._C._distributed_c10d import TCPStore  # where torch's stubs declare it
+    from torch.distributed import is_nccl_available
+
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        return Measured(error=f"no answer within {LIMIT_S:g} s")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return Measured(error=lines[-1][:300])
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+        store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+    except RuntimeError as error:
+        told.send(_last_line(error))
+        return
+    told.send((store.port, torch.cuda.is_available() and is_nccl_available()))
+    doctor = multiprocessing.parent_process()
+    assert doctor is not None
+    doctor.join()
+
+
+def _answer(task: Task, told: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        found = measure(task)
+    except Exception as error:  # noqa: BLE001  # whatever torch raises is what was found
+        found = Measured(error=_last_line(error))
+    told.send(found)
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
 
 
 def measure(task: Task) -> Measured:
@@ -62,8 +138,12 @@ def measure(task: Task) -> Measured:
     from torch._C._distributed_c10d import PrefixStore, TCPStore  # where torch's stubs declare them
 
     store = TCPStore(task.address, task.port, is_master=False, timeout=timedelta(seconds=JOIN_S))
-    store.set(f"{task.name}/{task.rank}", "here")
-    store.wait([f"{task.name}/{1 - task.rank}"], timedelta(seconds=JOIN_S))
+    alone = _alone(task.backend)
+    store.set(f"{task.name}/{task.rank}", alone)
+    if alone:
+        raise RuntimeError(alone)
+    if other := store.get(f"{task.name}/{1 - task.rank}").decode():
+        raise RuntimeError(f"the other one has no {task.backend}: {other}")
     device = torch.device("cuda", 0) if task.backend == "nccl" else torch.device("cpu")
     dist.init_process_group(
         task.backend,
@@ -93,6 +173,19 @@ def measure(task: Task) -> Measured:
         dist.destroy_process_group()
 
 
+def _alone(backend: str) -> str:
+    """What keeps this node from taking part in any group; the other one need not wait for it then."""
+    import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore  # where torch's stubs declare it
+
+    try:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        dist.destroy_process_group()
+    except Exception as error:  # noqa: BLE001  # as in `_answer`
+        return _last_line(error)
+    return ""
+
+
 def _timed(tensor: Any, device: Any) -> float:
     import torch
     import torch.distributed as dist
@@ -102,7 +195,3 @@ def _timed(tensor: Any, device: Any) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began_s
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asdict(measure(Task(**json.loads(sys.argv[1]))))) + "\n")

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from spotrun.checkpoint.storage import Storage, open_storage
-from spotrun.doctor import link as links
 from spotrun.doctor.finding import Finding, Grade, ok
-from spotrun.doctor.link import Task
+from spotrun.doctor.link import LIMIT_S, Links, Task
 from spotrun.doctor.pairs import Link, judge, schedule
 from spotrun.errors import EtcdError
 from spotrun.rendezvous.creation import own_address
@@ -44,20 +43,15 @@ def meet(
     checkpoint_dir: str | None,
     node_id: str | None = None,
 ) -> list[Finding]:
-    """Wait for `expected` nodes and examine what is between them. Raises EtcdError."""
-    import torch
-    from torch._C._distributed_c10d import TCPStore  # where torch's stubs declare it
-    from torch.distributed import is_nccl_available
-
+    """Wait for `expected` nodes and examine what is between them. Raises EtcdError and OSError."""
     keys = Keys(run_id)
     nonce = secrets.token_hex(4)
     name = node_id or f"{socket.gethostname().split('.')[0]}-{nonce}"
     address = own_address(config.endpoints[0], expected)
-    store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
-    nccl = torch.cuda.is_available() and is_nccl_available()
-    node = Node(name, nonce, address, store.port, store.port, 1, labels={_NCCL: "yes"} if nccl else {})
     marks = None if checkpoint_dir is None else Marks(open_storage(checkpoint_dir), f".doctor-{run_id}")
     with contextlib.ExitStack() as stack:
+        links = stack.enter_context(Links(address))
+        node = Node(name, nonce, address, links.port, links.port, 1, labels={_NCCL: "yes"} if links.nccl else {})
         client = stack.enter_context(EtcdClient(config))
         session = Session(client, LEASE_S, lambda: None)
         stack.callback(_leave, session)
@@ -67,7 +61,7 @@ def meet(
         client.put(keys.node(name), encode(node), session.lease_id)
         here = _gather(client, keys.nodes, lambda values: len(values) >= expected, wait_s)
         nodes = [decode(Node, value) for value in here][:expected]
-        names = [it.node_id for it in nodes]
+        names = sorted(it.node_id for it in nodes)  # all tell the same, whoever came first
         if len(nodes) < expected:
             text = f"{len(nodes)} of {expected} nodes came within {wait_s:g} s: {', '.join(names)}"
             return [
@@ -82,10 +76,10 @@ def meet(
         if node not in nodes:
             text = f"{expected} nodes were here before this one: {', '.join(names)}"
             return [Finding("nodes", Grade.FAIL, text, "it was not examined", "give the right --nodes-expected on all")]
-        results = Results(name, tuple(_measure(node, nodes)), () if marks is None else marks.unseen(names))
+        results = Results(name, tuple(_measure(links, node, nodes)), () if marks is None else marks.unseen(names))
         client.put(keys.report(f"{name}.{nonce}"), encode(results), client.grant(REPORT_S))
         wanted = {f"{it.node_id}.{it.incarnation}" for it in nodes}
-        limit_s = len(nodes) * links.LIMIT_S
+        limit_s = len(nodes) * LIMIT_S
         _gather(client, keys.reports, lambda values: wanted <= _reporters(client, keys), limit_s)
         told = [decode(Results, kv.value) for kv in client.get_prefix(keys.reports)[0] if Keys.name(kv.key) in wanted]
     return _judge(told, names, checkpoint_dir)
@@ -112,7 +106,7 @@ def _judge(told: list[Results], names: list[str], checkpoint_dir: str | None) ->
     return found
 
 
-def _measure(me: Node, nodes: list[Node]) -> list[Link]:
+def _measure(links: Links, me: Node, nodes: list[Node]) -> list[Link]:
     own = nodes.index(me)
     found = []
     for pair in (pair for pairs in schedule(len(nodes)) for pair in pairs if own in pair):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from spotrun.launcher.ledger import Entry
+from spotrun.launcher.ledger import ENDS, Entry, checkpoint_s_by_round
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,13 @@ class Split:
 
     useful: float
     recomputed: float  # steps that were made again
+    checkpoint: float  # snapshots and saves kept the loop from going on
     waiting: float  # from the last step before a change to the round after it
     restart: float  # from that round to its first step
 
     @property
     def total(self) -> float:
-        return self.useful + self.recomputed + self.waiting + self.restart
+        return self.useful + self.recomputed + self.checkpoint + self.waiting + self.restart
 
     @property
     def goodput(self) -> float:
@@ -73,6 +74,7 @@ class History:
     incidents: tuple[Entry, ...]
     points: tuple[Point, ...]
     split: Split
+    shares: dict[str, float]  # of a step's time: data, communication, checkpoint; none where nothing tells of steps
     ended: str  # how; empty while it runs
 
 
@@ -80,17 +82,24 @@ def of(entries: Iterable[Entry]) -> History:
     """The history that the entries of one job tell; entries of several nodes' files may tell the same twice."""
     told = sorted(entries, key=lambda it: it.wall_s)
     began_s = told[0].wall_s if told else 0.0
-    end = next((it for it in reversed(told) if it.what == "job_ended"), None)
+    end = next((it for it in reversed(told) if it.what in ENDS), None)
     length_s = (end.wall_s if end else told[-1].wall_s) - began_s if told else 0.0
     rounds = _rounds(told, began_s, length_s)
     incidents = _once(it for it in told if it.what == "incident")
     spans: list[Span] = []
-    recomputed = 0.0
+    recomputed = checkpoint = 0.0
+    stalls_s = checkpoint_s_by_round(told)
     by_round = {it.round: it for it in incidents}
     for index, current in enumerate(rounds):
         incident = by_round.get(current.number)
         following = by_round.get(rounds[index + 1].number) if index + 1 < len(rounds) else None
-        spans += _spans(current, incident, following, began_s)
+        own = _spans(current, incident, following, began_s)
+        spans += own
+        stall_s = stalls_s.get(current.number, 0.0)
+        if following is not None and following.cost is not None:
+            stall_s = max(stall_s, following.cost.checkpoint_s)
+        trained = sum(it.node_s for it in own if it.state == "training")
+        checkpoint += min(stall_s * len(current.nodes), trained)
         if incident is not None and incident.cost is not None:
             members = len(_nodes(incident)) or len(current.nodes)
             recomputed += max(0.0, incident.cost.node_s - incident.cost.paused_s * members)
@@ -98,7 +107,9 @@ def of(entries: Iterable[Entry]) -> History:
         state: sum(it.node_s for it in spans if it.state == state) for state in ("training", "paused", "restoring")
     }
     recomputed = min(recomputed, by_state["training"])
-    split = Split(by_state["training"] - recomputed, recomputed, by_state["paused"], by_state["restoring"])
+    useful = max(0.0, by_state["training"] - recomputed - checkpoint)
+    checkpoint = by_state["training"] - recomputed - useful
+    split = Split(useful, recomputed, checkpoint, by_state["paused"], by_state["restoring"])
     points = [
         Point(
             it.wall_s - began_s, it.step, float(it.detail["loss"]) if it.detail.get("loss", "None") != "None" else None
@@ -116,8 +127,20 @@ def of(entries: Iterable[Entry]) -> History:
         tuple(incidents),
         tuple(points),
         split,
+        _shares(told),
         end.message or end.detail.get("state", "ended") if end else "",
     )
+
+
+def _shares(told: Iterable[Entry]) -> dict[str, float]:
+    """The means over the job; communication only where it is always known, as in `spotrun status`."""
+    points = [it.detail for it in told if it.what == "progress" and "data_share" in it.detail]
+    found: dict[str, float] = {}
+    for name in ("data", "communication", "checkpoint"):
+        values = [it.get(f"{name}_share", "None") for it in points]
+        if values and "None" not in values:
+            found[name] = sum(map(float, values)) / len(values)
+    return found
 
 
 def _once(entries: Iterable[Entry]) -> list[Entry]:

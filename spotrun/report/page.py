@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from spotrun.launcher.ledger import Entry
 from spotrun.report.draw import bars, line, steps
 from spotrun.report.history import History
+from spotrun.utilisation import starving
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1c2024; --soft: #5f6b76; --rule: #dfe3e8;
-  --useful: #2a78b5; --recomputed: #c4472f; --waiting: #dd9a1f; --restart: #8160b3; --absent: #eef1f4; }
+  --useful: #2a78b5; --recomputed: #c4472f; --checkpoint: #3f9142;
+  --waiting: #dd9a1f; --restart: #8160b3; --absent: #eef1f4; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14181c; --ink: #e6e9ec; --soft: #98a3ad; --rule: #2d343b;
-  --useful: #5aa5dd; --recomputed: #e5715b; --waiting: #e6b450; --restart: #a98bd6; --absent: #20262c; } }
+  --useful: #5aa5dd; --recomputed: #e5715b; --checkpoint: #6cbf6f;
+  --waiting: #e6b450; --restart: #a98bd6; --absent: #20262c; } }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 1100px; padding: 24px 20px 48px; background: var(--ground); color: var(--ink);
   font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; }
@@ -32,6 +35,7 @@ svg { display: block; width: 100% }
   vector-effect: non-scaling-stroke }
 .training, .useful { fill: var(--useful); background: var(--useful) }
 .recomputed { fill: var(--recomputed); background: var(--recomputed) }
+.checkpoint { fill: var(--checkpoint); background: var(--checkpoint) }
 .paused, .waiting { fill: var(--waiting); background: var(--waiting) }
 .restoring, .restart { fill: var(--restart); background: var(--restart) }
 .key { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: 13px; color: var(--soft); margin: 6px 0 }
@@ -46,6 +50,7 @@ th { font-weight: 600; color: var(--soft) } .n { text-align: right; font-variant
 _PARTS = (
     ("useful", "useful"),
     ("recomputed", "made again"),
+    ("checkpoint", "snapshots and saves"),
     ("waiting", "waiting for a round"),
     ("restart", "restart and restore"),
 )
@@ -149,7 +154,16 @@ def _goodput(history: History) -> str:
         )
     bar = bars(parts, split.total, 22, "where the time of the nodes went")
     head = '<tr><th>node time</th><th class="n"></th><th class="n">share</th></tr>'
-    return f"<h2>Goodput</h2>{bar}<table>{head}{''.join(rows)}</table>"
+    return f"<h2>Goodput</h2>{bar}<table>{head}{''.join(rows)}</table>{_step(history)}"
+
+
+def _step(history: History) -> str:
+    """Where the time of a step goes."""
+    if not history.shares:
+        return ""
+    told = {"compute": max(0.0, 1.0 - sum(history.shares.values())), **history.shares}
+    text = ", ".join(f"{name} {share:.0%}" for name, share in told.items())
+    return f"<p>a step, on average: {text}</p><p>{html.escape(starving(history.shares))}</p>"
 
 
 def _cost(history: History, prices: Prices) -> str:

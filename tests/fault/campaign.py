@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,7 +29,8 @@ from spotrun.rendezvous.embedded import EmbeddedEtcd
 from tests.conftest import PR_SET_CHILD_SUBREAPER
 from tests.etcd_servers import client_of, unused_port
 from tests.fault.field import SCRIPT, Field
-from tests.fault.history import Commit, Formed, Harm, History, Step, Violation, detections, pauses, violations
+from tests.fault.figures import append, figures
+from tests.fault.history import Commit, Formed, Harm, History, Step, Violation, violations
 from tests.fault.kinds import KINDS, TTL_S, possible
 from tests.fault.schedule import Planned, plan
 from tests.fault.surroundings import Surroundings, small_disk, surroundings
@@ -39,8 +39,8 @@ from tests.networks import own_network
 from tests.waiting import until
 
 SIZE = 3
-MOST_STEPS = 4000
-FAULTS_A_JOB = 20
+ENDLESS = 10**9  # steps: the job ends when it is told to
+FAULTS_A_JOB = 50  # nodes that start are dear
 BOUND_S = 1.5 * TTL_S + 6.0  # what is promised, and what a machine with fewer cores than processes adds
 JOB_REFUSES = 4
 AGAIN_S = 60.0  # by when a job makes steps again: a new node imports torch meanwhile
@@ -49,25 +49,29 @@ KINDS_OF_JOB = ("ddp", "fsdp")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    seed: int
-    kind: str
     history: History
     violations: list[Violation]
 
-    @property
-    def counts(self) -> Counter[str]:
-        return Counter(harm.kind for harm in self.history.harms)
+
+class Reference:
+    """The curve of one process that nobody disturbs, as far as it was asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._curve: dict[int, float] = {}
+
+    def up_to(self, step: int) -> Mapping[int, float]:
+        if step > len(self._curve):
+            out = self._directory / f"reference-{step}"
+            command = [sys.executable, str(SCRIPT), str(out), str(2 * step), "0", "plain"]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(self._directory)}
+            subprocess.run(command, check=True, env=environment)
+            lines = map(json.loads, out.read_text().splitlines())
+            self._curve = {line["step"]: line["loss"] for line in lines}
+        return self._curve
 
 
-def reference(directory: Path) -> dict[int, float]:
-    """The curve of one process that nobody disturbs."""
-    command = [sys.executable, str(SCRIPT), str(directory / "out"), str(MOST_STEPS), "0", "plain"]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(directory)})
-    lines = [json.loads(line) for line in (directory / "out").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines}
-
-
-def run(seed: int, faults: int, kind: str, curve: Mapping[int, float], directory: Path, around: Surroundings) -> Result:
+def run(seed: int, faults: int, kind: str, reference: Reference, directory: Path, around: Surroundings) -> Result:
     """One job under `faults` faults of the plan of `seed`."""
     (directory / "job").mkdir(parents=True)
     flags = (f"--lease-ttl={TTL_S:g}", "--max-restarts=1000")
@@ -79,7 +83,7 @@ def run(seed: int, faults: int, kind: str, curve: Mapping[int, float], directory
         job = stack.enter_context(
             real_job(etcd.endpoint, directory / "job", run_id=f"seed-{seed}", nnodes=f"1:{SIZE}", flags=flags)
         )
-        field = Field(job, etcd, data, kind, MOST_STEPS, SIZE, stack_of_proxies, around)
+        field = Field(job, etcd, data, kind, ENDLESS, SIZE, stack_of_proxies, around)
         if around.disk:
             stack.enter_context(small_disk(field.checkpoints))
         for _ in range(SIZE):
@@ -99,7 +103,8 @@ def run(seed: int, faults: int, kind: str, curve: Mapping[int, float], directory
         history = History(
             _steps(job), _formed(job), _commits(job), tuple(harms), exits, found, _left(field), snapshots_every=None
         )
-    return Result(seed, kind, history, violations(history, curve, BOUND_S))
+    curve = reference.up_to(max((line.step for line in history.steps), default=0))
+    return Result(history, violations(history, curve, BOUND_S))
 
 
 def _harm(field: Field, planned: Planned) -> Harm:
@@ -185,43 +190,6 @@ def _commits(job: RealJob) -> tuple[Commit, ...]:
     return tuple(saved.values())
 
 
-@dataclasses.dataclass
-class Figures:
-    """What docs/reliability.md tells."""
-
-    faults: Counter[str] = dataclasses.field(default_factory=Counter)
-    jobs: int = 0
-    rounds: int = 0
-    steps: int = 0
-    detections_s: list[float] = dataclasses.field(default_factory=list)
-    pauses_s: list[float] = dataclasses.field(default_factory=list)
-    broken: list[str] = dataclasses.field(default_factory=list)
-
-    def add(self, result: Result, faults: int) -> None:
-        history = result.history
-        self.faults += result.counts
-        self.jobs += 1
-        self.rounds += len({one.round for one in history.formed})
-        self.steps += len(history.steps)
-        self.detections_s += detections(history).values()
-        self.pauses_s += pauses(history)
-        again = f"--seed {result.seed} --jobs 1 --faults {faults} --kind {result.kind}"
-        self.broken += [f"{again}: {found.promise}: {found.text}" for found in result.violations]
-
-    def told(self) -> dict[str, object]:
-        return {
-            "faults": sum(self.faults.values()),
-            "by_kind": dict(sorted(self.faults.items())),
-            "jobs": self.jobs,
-            "rounds": self.rounds,
-            "steps": self.steps,
-            "worst_detection_s": round(max(self.detections_s, default=0.0), 2),
-            "worst_pause_s": round(max(self.pauses_s, default=0.0), 2),
-            "median_pause_s": round(sorted(self.pauses_s or [0.0])[len(self.pauses_s) // 2], 2),
-            "broken": self.broken,
-        }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hours", type=float, default=1.0)
@@ -236,35 +204,38 @@ def main() -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     bare = given.bare or not own_network()
     scratch = Path(tempfile.mkdtemp(prefix="spotrun-campaign-"))
-    end_s, figures = time.monotonic() + given.hours * 3600, Figures()
+    end_s, faults, broken = time.monotonic() + given.hours * 3600, 0, 0
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         around = Surroundings() if bare else stack.enter_context(surroundings())
         if missing := set(KINDS) - set(possible(around.can)):
             print(f"not possible here: {', '.join(sorted(missing))}")
-        curve = reference(scratch)
+        reference = Reference(scratch)
         for index in range(given.jobs):
             if time.monotonic() > end_s:
                 break
             seed, kind = given.seed + index, given.kind or KINDS_OF_JOB[(given.seed + index) % 2]
             directory = scratch / f"{seed}-{kind}"
-            result = run(seed, given.faults, kind, curve, directory, around)
-            figures.add(result, given.faults)
+            result = run(seed, given.faults, kind, reference, directory, around)
+            again = f"--seed {seed} --jobs 1 --faults {given.faults} --kind {kind}{' --bare' * bare}"
+            append(given.out, figures(seed, kind, again, result.history, result.violations))
+            faults, broken = faults + len(result.history.harms), broken + bool(result.violations)
             if result.violations:
                 ignored = shutil.ignore_patterns("tmp-*", "ckpt", "clock-*")
                 shutil.copytree(directory / "job", given.out / directory.name, ignore=ignored, dirs_exist_ok=True)
                 record = json.dumps(dataclasses.asdict(result), default=str)
                 (given.out / directory.name / "history.json").write_text(record)
             shutil.rmtree(directory)
-            (given.out / "figures.json").write_text(json.dumps(figures.told(), indent=1))
             print(
                 f"seed {seed} {kind}: {len(result.history.harms)} faults, {len(result.history.steps)} steps, "
-                f"{len(result.violations)} violations; {sum(figures.faults.values())} faults so far",
+                f"{len(result.violations)} violations; {faults} faults so far",
                 flush=True,
             )
             for found in result.violations:
                 print(f"  {found.promise}: {found.text}", flush=True)
-    return 1 if figures.broken else 0
+            if result.violations:
+                print(f"  again: python -m tests.fault.campaign {again}", flush=True)
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def violations(history: History, reference: Mapping[int, float], bound_s: float)
 def detections(history: History) -> dict[int, float]:
     """By the index of a fault: how long until the next round was told of, if that is without its nodes.
 
-    A node that is back under its own name before that is in it.
+    A node that is back under its own name before that is in it. Of a round that none has survived nobody can tell.
     """
     told: dict[int, float] = {}
     rounds: dict[int, Formed] = {}
@@ -105,15 +105,27 @@ def detections(history: History) -> dict[int, float]:
     for index, harm in enumerate(history.harms):
         if not harm.nodes or harm.etcd or harm.pauses or harm.planned:
             continue
+        before = next((one for one in reversed(rounds.values()) if one.at_s <= harm.at_s), None)
         following = next((one for one in rounds.values() if one.at_s > harm.at_s), None)
-        if following is not None and not set(harm.nodes) & set(following.nodes):
+        if before is None or following is None or set(harm.nodes) & set(following.nodes):
+            continue
+        lost = {name for other in history.harms if before.at_s <= other.at_s < following.at_s for name in other.nodes}
+        if set(before.nodes) - lost:
             told[index] = following.at_s - harm.at_s
     return told
 
 
-def pauses(history: History) -> list[float]:
-    """The time between two steps of which the later one is in a newer round."""
-    return [b.at_s - a.at_s for a, b in itertools.pairwise(history.steps) if b.round > a.round]
+def pauses(history: History) -> dict[int, float]:
+    """By the index of a fault: the longest time between two steps of which the later one is in a newer round.
+
+    It is taken for that of the newest fault before the later step.
+    """
+    longest: dict[int, float] = {}
+    for a, b in itertools.pairwise(history.steps):
+        done = sum(harm.at_s <= b.at_s for harm in history.harms)
+        if b.round > a.round and done:
+            longest[done - 1] = max(b.at_s - a.at_s, longest.get(done - 1, 0.0))
+    return longest
 
 
 def _in_time(formed: tuple[Formed, ...]) -> list[Formed]:

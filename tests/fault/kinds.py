@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import psutil
@@ -266,7 +267,16 @@ def _other_version(field: Field, pick: int) -> Iterator[Said]:
 
 @fault("the disk of checkpoints is full", for_s=(0.5, 4.0), weight=2, needs="disk")
 def _full_disk(field: Field, _: int) -> Iterator[Said]:
-    filler = field.checkpoints / "filler"
+    yield from _filled(field.checkpoints / "filler")
+
+
+@fault("/dev/shm is full", for_s=(0.5, 4.0), weight=2, needs="shm")
+def _full_shm(field: Field, _: int) -> Iterator[Said]:
+    assert field.around.shm is not None
+    yield from _filled(field.around.shm / "filler")
+
+
+def _filled(filler: Path) -> Iterator[Said]:
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(1 << 16))
@@ -274,6 +284,16 @@ def _full_disk(field: Field, _: int) -> Iterator[Said]:
         yield {"planned": True}
     finally:
         filler.unlink()
+
+
+@fault("the disk of checkpoints hangs", for_s=(0.5, 4.0), weight=2, needs="disk")
+def _hanging_disk(field: Field, _: int) -> Iterator[Said]:
+    """Who writes there waits, and cannot be killed meanwhile."""
+    subprocess.run(["fsfreeze", "-f", str(field.checkpoints)], check=True)
+    try:
+        yield {"planned": True}
+    finally:
+        subprocess.run(["fsfreeze", "-u", str(field.checkpoints)], check=True)
 
 
 @fault("checkpoints cannot be written", for_s=(0.5, 4.0), weight=2, needs="disk")
@@ -364,6 +384,18 @@ def _slow(field: Field, pick: int) -> Iterator[Said]:
     finally:
         for place in field.places:
             place.proxy.delay_s = 0.0
+
+
+@fault("etcd hangs behind a proxy", for_s=(0.1, 2.5 * TTL_S))
+def _proxies_hang(field: Field, _: int) -> Iterator[Said]:
+    """What nodes say arrives, their leases among it; no answer does."""
+    for place in field.places:
+        place.proxy.mute()
+    try:
+        yield {"etcd": True}
+    finally:
+        for place in field.places:
+            place.proxy.unmute()
 
 
 # -- the way from one node to etcd

@@ -14,6 +14,7 @@ from tests.networks import Host, network
 
 DISK_MB = 48
 HOSTS = 12  # more than ever live at a time: those that leave take a while
+SHM = Path("/dev/shm")
 CLOCK = Path(__file__).parent / "clock"
 MEMORY = Path("/sys/fs/cgroup/memory")  # version 1
 
@@ -24,12 +25,13 @@ class Surroundings:
 
     hosts: tuple[Host, ...] = ()  # network namespaces, one a node
     disk: bool = False  # checkpoints lie on a small disk of their own
+    shm: Path | None = None  # a /dev/shm that nobody else uses
     memory: Path | None = None  # a memory cgroup that kills what is in it
 
     @property
     def can(self) -> frozenset[str]:
         """What kinds of faults may need."""
-        there = {"hosts": self.hosts, "disk": self.disk, "memory": self.memory}
+        there = {"hosts": self.hosts, "disk": self.disk, "shm": self.shm, "memory": self.memory}
         return frozenset(name for name, one in there.items() if one)
 
     @property
@@ -43,13 +45,21 @@ def surroundings() -> Iterator[Surroundings]:
     """Everything that is possible here; the caller has a network and mounts of its own (see tests.networks)."""
     with contextlib.ExitStack() as stack:
         hosts = tuple(stack.enter_context(network(HOSTS, here=True)))
-        yield Surroundings(hosts, shutil.which("chattr") is not None, stack.enter_context(_memory()))
+        disk = all(map(shutil.which, ("mkfs.ext4", "chattr", "fsfreeze"))) and any(Path("/dev").glob("loop*"))
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "campaign", str(SHM)], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", str(SHM)], check=True)
+        yield Surroundings(hosts, disk, SHM, stack.enter_context(_memory()))
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
+    """An ext4 of its own in a file beside `folder`."""
+    image = folder.with_suffix(".img")
+    image.touch()
+    os.truncate(image, DISK_MB << 20)
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "campaign", str(folder)], check=True)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
     try:
         yield
     finally:

@@ -341,6 +341,15 @@ def test_two_jobs_on_one_directory_are_refused_and_a_taken_over_job_cannot_commi
     assert restored(storage) == 1
 
 
+def test_a_job_that_goes_on_in_its_own_directory_writes_nothing_there(tmp_path: Path) -> None:
+    """Else a disk that is full or read-only while a round begins fails its workers, though all is in memory."""
+    storage = open_storage(tmp_path)
+    claim(storage, "job")
+    before = tmp_path.stat().st_mtime_ns
+    claim(storage, "job")
+    assert tmp_path.stat().st_mtime_ns == before
+
+
 # --- S3 ---------------------------------------------------------------------------------------------------------------
 
 

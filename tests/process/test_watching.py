@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from spotrun.cli.report import report
 from tests.jobs import RealJob
 from tests.process.test_api import recomputed, start
 from tests.waiting import until
@@ -24,13 +25,21 @@ def spotrun(job: RealJob, command: str, *arguments: str) -> subprocess.Completed
     )
 
 
-def test_a_job_is_watched_and_stopped_from_anywhere(make_job: MakeJob, request: pytest.FixtureRequest) -> None:
+def reported(job: RealJob, out: Path) -> str:
+    """The page on what lies in etcd."""
+    report.main([job.run_id, f"--rdzv-endpoint={job.endpoint}", "-o", str(out)], standalone_mode=False)
+    return out.read_text(encoding="utf-8")
+
+
+def test_a_job_is_watched_and_stopped_from_anywhere(
+    make_job: MakeJob, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     job = make_job(nnodes="2:2")
     nodes = [start(job, name) for name in "ab"]
     job.until_steps(10, world=2)
     follow = [f"--rdzv-endpoint={job.endpoint}", f"--rdzv-id={job.run_id}", "--follow", "--json"]
     following = subprocess.Popen(
-        [sys.executable, "-m", "spotrun", "events", *follow], stdout=subprocess.PIPE, text=True, env={**os.environ}
+        [sys.executable, "-m", "spotrun", "events", *follow], stdout=subprocess.PIPE, text=True
     )
     request.addfinalizer(following.kill)
 
@@ -46,9 +55,12 @@ def test_a_job_is_watched_and_stopped_from_anywhere(make_job: MakeJob, request: 
     assert set(now["shares"]) == {"compute", "communication", "data", "checkpoint"}  # type: ignore[call-overload]
 
     plain = spotrun(job, "status")
-    assert "training round 1, world size 2" in " ".join(plain.stdout.split()), plain.stderr
+    assert plain.stdout.startswith(f"{job.run_id}  training\nround 1, world size 2 (2 nodes here)\n"), plain.stdout
     assert "\x1b" not in plain.stdout
     assert max(map(len, plain.stdout.splitlines())) <= 80
+
+    page = reported(job, tmp_path / "running.html")
+    assert "still running" in page and "a step, on average: compute" in page and "2 workers" in page
 
     stopped = spotrun(job, "stop", "--deadline=60")
     assert stopped.returncode == 0, stopped.stderr
@@ -64,11 +76,13 @@ def test_a_job_is_watched_and_stopped_from_anywhere(make_job: MakeJob, request: 
     assert "left" in kinds
     assert kinds[-1] == "stopped"
 
-    for command in ("stop", "status"):
-        again = spotrun(job, command)
-        assert "Traceback" not in again.stderr
-    assert "stopped" in spotrun(job, "status").stdout
-    assert spotrun(job, "stop").returncode == 2
+    page = reported(job, tmp_path / "stopped.html")
+    assert "2 nodes told to end, after saving" in page and "snapshots and saves: " in page
+    found = json.loads(spotrun(job, "status", "--json").stdout)
+    assert found["state"] == "stopped" and 0.0 < found["goodput"] < 1.0
+
+    again = spotrun(job, "stop")
+    assert again.returncode == 2 and "has already ended (stopped)" in again.stderr
     late = start(job, "late")
     assert late.wait() == 4, job.tell()
 

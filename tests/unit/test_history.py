@@ -40,7 +40,7 @@ def promises(**changes: Any) -> list[str]:
 def test_a_good_history_breaks_nothing_and_gives_the_figures() -> None:
     assert violations(GOOD, CURVE, bound_s=2.0) == []
     assert detections(GOOD) == {0: pytest.approx(0.4)}
-    assert pauses(GOOD) == [1.0]
+    assert pauses(GOOD) == {0: 1.0}
 
 
 def test_a_sample_seen_twice_a_process_left_and_a_job_that_does_not_end_are_told() -> None:
@@ -103,3 +103,9 @@ def test_a_loss_that_is_noticed_too_late_is_told_unless_etcd_was_away_meanwhile(
     late = (*GOOD.formed[:2], formed(2, "a", at_s=6.0))
     assert promises(formed=late) == ["bounded detection"]
     assert promises(formed=late, harms=(*GOOD.harms, Harm("kill etcd", (), 2.0, 5.0, etcd=True))) == []
+
+
+def test_nobody_can_tell_of_a_round_that_none_has_survived() -> None:
+    late = (*GOOD.formed[:2], formed(2, "c", at_s=9.0))
+    assert promises(formed=late) == ["bounded detection"]
+    assert promises(formed=late, harms=(*GOOD.harms, Harm("kill node", ("a",), 2.6, 2.6))) == []

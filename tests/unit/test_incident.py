@@ -63,6 +63,15 @@ def test_what_is_not_in_the_restored_state_is_made_again() -> None:
     assert "from step 9 on: 3 to be made again" in told(found)
 
 
+def test_what_saves_took_of_the_round_before_is_told_once() -> None:
+    incidents = training()
+    incidents.stepped(dataclasses.replace(progress(11), checkpoint_s=2.5), 100.5)
+    for number in (2, 3):
+        incidents.round(dataclasses.replace(LOST, number=number), 100.0 + number)
+        found = incidents.stepped(progress(12, number), 101.0 + number)
+        assert found is not None and found["cost"].checkpoint_s == (2.5 if number == 2 else 0.0)
+
+
 def test_workers_that_died_had_come_as_far_as_they_last_told() -> None:
     incidents = training()
     incidents.sign("failed", 100.1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import pytest
 from rich.console import Console
 
 from spotrun.cli.status_view import WIDTH, view
-from spotrun.launcher.job_status import Found, JobStatus, status_of
+from spotrun.launcher.job_status import Found, JobStatus, latest, status_of
 from spotrun.launcher.ledger import Cost, Entry
 from spotrun.rendezvous.state import (
     Drain,
@@ -90,6 +91,24 @@ def test_a_job_is_as_far_as_its_slowest_node() -> None:
     assert json.loads(job.to_json())["nodes"][1]["seconds_left"] == 30.0
 
 
+def test_time_that_went_into_saves_is_no_goodput_while_it_runs_and_when_it_was_stopped() -> None:
+    saving = {name: dataclasses.replace(it, checkpoint_s=20.0) for name, it in FOUND.progress.items()}
+    assert status_of(dataclasses.replace(FOUND, progress=saving), wall_s=1100.0).goodput == pytest.approx(0.7)
+    left = Entry("4", "left", "a", 1099.0, round=4, detail={"checkpoint_s": "15.0"})
+    stopped = Entry("5", "stopped", "", 1100.0)
+    ended = dataclasses.replace(
+        FOUND, progress={}, outcome=Outcome("stopped", "", "x"), ledger=(*FOUND.ledger, left, stopped)
+    )
+    assert status_of(ended, wall_s=99999.0).goodput == pytest.approx(0.75)
+
+
+def test_a_running_job_is_told_of_up_to_now() -> None:
+    found = latest(FOUND, 1100.0)
+    assert [(it.node, it.wall_s, it.round, it.step) for it in found] == [("a", 1100.0, 4, 121), ("b", 1100.0, 4, 120)]
+    assert found[1].detail["data_share"] == "0.5"
+    assert latest(dataclasses.replace(FOUND, outcome=Outcome("stopped", "", "x")), 1100.0) == []
+
+
 def test_a_missing_member_makes_the_job_wait_and_its_end_is_its_state() -> None:
     assert status_of(dataclasses.replace(FOUND, nodes=NODES[:1])).state == "waiting"
     ended = dataclasses.replace(FOUND, nodes=(), outcome=Outcome("succeeded", "all workers finished", "a"))
@@ -122,6 +141,7 @@ def test_waiting_for_data_is_told_with_a_remedy_once_it_is_much() -> None:
 def test_long_names_and_many_nodes_do_not_break_the_table() -> None:
     names = [f"node-with-a-very-long-name-indeed-{number:04d}" for number in range(100)]
     nodes = tuple(dataclasses.replace(NODES[0], node_id=name, incarnation=name) for name in names)
-    text = shown(status_of(dataclasses.replace(FOUND, nodes=nodes), 1100.0))
+    text = shown(status_of(dataclasses.replace(FOUND, nodes=nodes, run_id="r" * 50), 1100.0))
+    assert text.splitlines()[1].rstrip() == "round 4, world size 16 (d lost)"
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
     assert "and 60 more" in text

@@ -23,7 +23,7 @@ def formed(number: int, at_s: float, nodes: str, by: str = "a") -> Entry:
 
 def incident(number: int, at_s: float, nodes: str, paused_s: float, node_s: float, by: str = "a") -> Entry:
     detail = {"nodes": nodes, "cause": "lost", "reason": "c lost <at once>"}
-    cost = Cost(paused_s, 5, 40, node_s, 0.01)
+    cost = Cost(paused_s, 5, 40, node_s, 0.01, 0.0 if number == 1 else 7.0)
     phases = (Phase("lost", 0.0), Phase("round", 1.0), Phase("first step", paused_s - 1.0))
     return Entry(f"{by}-i{number}", "incident", by, BEGAN_S + at_s, number, 100, "", phases, cost, detail)
 
@@ -38,10 +38,20 @@ LEDGER = [
     incident(2, 104.3, "a,b", 5.0, 15.0, by="b"),
     incident(2, 104, "a,b", 5.0, 16.0),
     *(
-        Entry(f"a-p{i}", "progress", "a", BEGAN_S + 20 * i, 1, 10 * i, detail={"loss": str(4.0 / i)})
+        Entry(
+            f"a-p{i}", "progress", "a", BEGAN_S + 20 * i, 1, 10 * i, detail={"loss": str(4.0 / i), "data_share": "0.25"}
+        )
         for i in range(1, 10)
     ),
-    Entry("a-e", "job_ended", "a", BEGAN_S + 200, message="the job succeeded: all workers finished"),
+    Entry(
+        "a-e",
+        "job_ended",
+        "a",
+        BEGAN_S + 200,
+        2,
+        message="the job succeeded: all workers finished",
+        detail={"checkpoint_s": "4.0"},
+    ),
 ]
 
 
@@ -78,14 +88,25 @@ def test_the_split_adds_up_to_what_was_paid(history: History) -> None:
     assert split.waiting == pytest.approx(3 * 1)
     assert split.restart == pytest.approx(3 * 10 + 2 * 4)
     assert split.recomputed == pytest.approx(16 - 2 * 5)
-    assert split.goodput == pytest.approx((500 - 3 - 38 - 6) / 500)
+    assert split.checkpoint == pytest.approx(3 * 7 + 2 * 4), "of three nodes in the first round, of two in the second"
+    assert split.goodput == pytest.approx((500 - 3 - 38 - 6 - 29) / 500)
 
 
 def test_the_cost_is_set_against_on_demand(history: History) -> None:
     text = page("run", history, Prices(3.6, 36.0))
     assert f"{500 / 3600:.3f} node-hours at 3.6 are 0.5000" in text
-    assert f"{453 / 3600 * 36:.4f}" in text
+    assert f"{424 / 3600 * 36:.4f}" in text
     assert "give --price-per-node-hour" in page("run", history, Prices())
+
+
+def test_where_a_step_goes_is_told_with_a_word_on_slow_data(history: History) -> None:
+    text = page("run", history, Prices())
+    assert "a step, on average: compute 75%, data 25%" in text and "give job.batches more num_workers" in text
+
+
+def test_a_job_that_was_stopped_has_ended() -> None:
+    stopped = Entry("s", "stopped", "", BEGAN_S + 200, message="2 nodes told to end, after saving")
+    assert of([*LEDGER[:-1], stopped]).ended == "2 nodes told to end, after saving"
 
 
 def test_the_page_is_whole_and_takes_nothing_from_elsewhere(history: History) -> None:

@@ -24,6 +24,7 @@ def test_shares_are_of_the_time_of_the_last_steps() -> None:
         utilisation.saved(0.1)
     shares = utilisation.shares([Reduced()])
     assert shares == {"data_share": 0.25, "checkpoint_share": pytest.approx(0.09), "communication_share": 0.1}
+    assert utilisation.checkpoint_s == pytest.approx(1.0), "of the whole round"
 
 
 def test_what_was_long_ago_is_forgotten() -> None:
