@@ -49,6 +49,7 @@ class JobStatus:
     step_s: float | None
     loss: float | None
     snapshot_step: int | None  # in memory, on each node
+    replica_step: int | None  # of it, what would outlive the loss of any one node; 0: nothing
     durable_step: int | None
     shares: dict[str, float]  # of a step's time: data, communication, checkpoint, compute
     goodput: float | None  # of the time since the first round that the ledger knows
@@ -147,6 +148,7 @@ def status_of(found: Found, wall_s: float | None = None) -> JobStatus:
         step_s=max(word.step_time_s for word in here) if here else None,
         loss=slowest.loss if slowest else None,
         snapshot_step=min((word.last_snapshot_step for word in here), default=None),
+        replica_step=min((word.last_replica_step for word in here), default=None),
         durable_step=max(durable, default=None),
         shares=_shares(here),
         goodput=_goodput(found, time.time() if wall_s is None else wall_s),

@@ -34,6 +34,7 @@ class Steps:
     checkpoint_share: float = 0.0
     communication_share: float | None = None
     checkpoint_s: float = 0.0
+    replica_step: int = 0
 
     @staticmethod
     def of(message: Mapping[str, Any]) -> Steps:
@@ -51,6 +52,7 @@ class Steps:
             checkpoint_share=float(message.get("checkpoint_share", 0.0)),
             communication_share=None if communication is None else float(communication),
             checkpoint_s=float(message.get("checkpoint_s", 0.0)),
+            replica_step=int(message.get("replica_step", 0)),
         )
 
 
@@ -89,6 +91,7 @@ def of_node(node_id: str, incarnation: str, current: Round, workers: Sequence[St
         if None in communication
         else max(share for share in communication if share is not None),
         checkpoint_s=max(steps.checkpoint_s for steps in known),
+        last_replica_step=min(steps.replica_step for steps in known),
     )
 
 

@@ -160,6 +160,7 @@ class Progress:
     data_share: float = 0.0  # of the time of a step, that its slowest worker waited for data ...
     checkpoint_share: float = 0.0  # ... that snapshots and saves took ...
     communication_share: float | None = None  # ... that gradients were reduced; None: not known
+    last_replica_step: int = 0  # of the newest snapshot that would outlive this node; 0: there is none
     checkpoint_s: float = 0.0  # that snapshots and saves have kept the slowest worker from going on in this round
 
     @property

@@ -159,6 +159,8 @@ def _suspected(current: Round, view: View) -> bool:
 
 def _start(view: View, able: list[Live], settings: Settings, now_s: float, coordinator: str) -> Decision:
     need = view.job.min_nodes
+    if view.live and all(live.node.node_id in view.draining for live in view.live):
+        return Wait()  # they go, the one that asks as well: there is nobody who waits
     if len(able) < need:
         return Wait(why=f"waiting for nodes: {len(able)} of at least {need} are here")
     until_s = max(live.joined_s for live in able) + settings.join_window_s

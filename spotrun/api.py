@@ -222,6 +222,7 @@ class Job:
                 step=self.steps,
                 samples=self._samples,
                 snapshot_step=self._snapshots.step if self._snapshots is not None else 0,
+                replica_step=self._snapshots.replica_step if self._snapshots is not None else 0,
                 commit_step=self._history.durable_step,
                 checkpoint_s=self._utilisation.checkpoint_s,
                 **self._utilisation.shares(self._tracked.models if self._tracked is not None else ()),

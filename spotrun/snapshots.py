@@ -57,6 +57,7 @@ class Snapshots:
         self._leaving: frozenset[int] = frozenset()  # ranks whose nodes are about to go
         self._fits: bool | None = None  # not known before the first snapshot
         self.step = 0  # of the last one
+        self._copied_step = 0  # of the last one whose copies are known to be there
         tracked.before_change = memory.settle
 
     def find(self) -> Found | None:
@@ -86,6 +87,13 @@ class Snapshots:
         self._tracked.load(join(found.state, "", tensors))
         return True
 
+    @property
+    def replica_step(self) -> int:
+        """Of the newest snapshot that would outlive this node; 0: there is none."""
+        if len(self._nodes) < 2 or (self._tracked.sharded and not self._copies):
+            return 0
+        return self._copied_step if self._copies and self._memory.busy else self.step
+
     def wishes(self) -> set[str]:
         """For the consensus: no rank takes another one before all have the copies of the last."""
         return {"hold"} if self._copies and self._memory.busy else set()
@@ -104,6 +112,7 @@ class Snapshots:
         """
         began_s = time.monotonic()
         if self._look_whether_it_fits():
+            self._copied_step = self.step  # else no rank would take another one
             self._keep(step, extra, own, replicate=True, final=False)
             self.step = step
             self._memory.costs_s.append(time.monotonic() - began_s)

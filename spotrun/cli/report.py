@@ -45,13 +45,18 @@ def report(
         None if on_demand_price is None else parse_price(on_demand_price, "--on-demand-price"),
     )
     if Path(source).is_dir():
-        files = sorted(Path(source).rglob(FILES))
-        entries = [entry for file in files for entry in of_file(file)]
+        name = Path(source).resolve().name
+        entries = []
+        for file in sorted(Path(source).rglob(FILES)):
+            told = of_file(file)
+            name = file.name.removesuffix(f"-{told[0].node}.ledger.jsonl") if told else name
+            entries += told
         where = f"no ledger ({FILES}) in {source}: it is made by --log-dir"
     elif rdzv_endpoint:
         with EtcdClient(EtcdFlags(**etcd).config(rdzv_endpoint)) as client:
             client.check()
             found = read(client, Keys(check_run_id(source)))
+        name = source
         entries = [*found.ledger, *latest(found, time.time())]
         where = f"no ledger of a job {source!r} in etcd at {rdzv_endpoint}: check --rdzv-id"
     else:
@@ -60,6 +65,5 @@ def report(
         )
     if not entries:
         raise UsageError(f"There is {where}.")
-    name = Path(source).resolve().name if Path(source).is_dir() else source
     out.write_text(page(name, of(entries), prices), encoding="utf-8")
     click.echo(f"{out}: {len(entries)} entries")

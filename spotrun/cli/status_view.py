@@ -51,8 +51,11 @@ def lines(job: JobStatus) -> list[str]:
         if job.loss is not None:
             parts.append(f"loss {job.loss:.4g}")
         found.append("  ".join(parts))
-        found.append(f"snapshot in memory: step {job.snapshot_step}   durable: {_step(job.durable_step)}")
-    if job.goodput is not None and job.step is not None:
+        kept = ((job.snapshot_step, "in memory"), (job.replica_step, "on several nodes"), (job.durable_step, "durable"))
+        found.append("saved: " + ", ".join(f"{step or 'none'} {where}" for step, where in kept))
+    elif job.durable_step:
+        found.append(f"saved: {job.durable_step} durable")
+    if job.goodput is not None and (job.step is not None or job.state in ENDS):
         what = [plural(job.incidents, "incident"), f"{job.paused_s:.1f} s paused"]
         what.append(f"{plural(job.steps_recomputed, 'step')} made again")
         found.append(f"goodput {job.goodput:.1%}   {', '.join(what)}")
@@ -108,10 +111,6 @@ def used(vitals: Vitals | None) -> str:
     if vitals is None or not vitals.memory_bytes:
         return "-"
     return f"{1 - vitals.memory_free_bytes / vitals.memory_bytes:.0%}"
-
-
-def _step(step: int | None) -> str:
-    return f"step {step}" if step else "none yet"
 
 
 def _number(value: int | None) -> str:

@@ -82,7 +82,7 @@ def of(entries: Iterable[Entry]) -> History:
     """The history that the entries of one job tell; entries of several nodes' files may tell the same twice."""
     told = sorted(entries, key=lambda it: it.wall_s)
     began_s = told[0].wall_s if told else 0.0
-    end = next((it for it in reversed(told) if it.what in ENDS), None)
+    end = _end(told)
     length_s = (end.wall_s if end else told[-1].wall_s) - began_s if told else 0.0
     rounds = _rounds(told, began_s, length_s)
     incidents = _once(it for it in told if it.what == "incident")
@@ -100,7 +100,7 @@ def of(entries: Iterable[Entry]) -> History:
             stall_s = max(stall_s, following.cost.checkpoint_s)
         trained = sum(it.node_s for it in own if it.state == "training")
         checkpoint += min(stall_s * len(current.nodes), trained)
-        if incident is not None and incident.cost is not None:
+        if incident is not None and incident.cost is not None and incident.cost.steps_recomputed:
             members = len(_nodes(incident)) or len(current.nodes)
             recomputed += max(0.0, incident.cost.node_s - incident.cost.paused_s * members)
     by_state = {
@@ -130,6 +130,15 @@ def of(entries: Iterable[Entry]) -> History:
         _shares(told),
         end.message or end.detail.get("state", "ended") if end else "",
     )
+
+
+def _end(told: Sequence[Entry]) -> Entry | None:
+    """What ended the job, or that the last of its nodes left: of a stop, their files tell no more."""
+    if end := next((it for it in reversed(told) if it.what in ENDS), None):
+        return end
+    formed = [it for it in told if it.what == "round_formed"]
+    left = [it for it in told if it.what == "left" and formed and it.round == formed[-1].round]
+    return left[-1] if formed and set(_nodes(formed[-1])) <= {it.node for it in left} else None
 
 
 def _shares(told: Iterable[Entry]) -> dict[str, float]:

@@ -42,7 +42,10 @@ FOUND = Found(
     round=ROUND,
     outcome=None,
     drains={"b": Drain("b", 30.0, "aws")},
-    progress={"a": word("a", 121, data_share=0.3), "b": word("b", 120, data_share=0.5, checkpoint_share=0.02)},
+    progress={
+        "a": word("a", 121, data_share=0.3, last_replica_step=121),
+        "b": word("b", 120, data_share=0.5, checkpoint_share=0.02, last_replica_step=119),
+    },
     vitals={
         "a": Vitals("a", 0.5, 0.4, 16 * GIB, 4 * GIB, (GpuVitals(0, 0.9, 80, 60, 50), GpuVitals(1, 0.8, 80, 60, 50)))
     },
@@ -128,6 +131,7 @@ def test_it_fits_into_80_columns_without_colours() -> None:
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
     for part in ("llm  training  round 4", "step 120  2.00 steps/s  loss 2.25", "goodput 90.0%", "leaving 30 s", "0-7"):
         assert part in text
+    assert "saved: 120 in memory, 119 on several nodes, 110 durable" in text
     for part in ("2 x 85%", "40%", "75%", "eu-1a", "kept out: z (3 failures within 600 s)"):
         assert part in text
 

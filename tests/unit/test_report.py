@@ -109,6 +109,12 @@ def test_a_job_that_was_stopped_has_ended() -> None:
     assert of([*LEDGER[:-1], stopped]).ended == "2 nodes told to end, after saving"
 
 
+def test_files_tell_of_a_stop_by_the_going_of_the_last_nodes() -> None:
+    left = [Entry(f"{it}-l", "left", it, BEGAN_S + 200, 2, message="This node left: spotrun stop.") for it in "ab"]
+    assert of([*LEDGER[:-1], *left]).ended == "This node left: spotrun stop."
+    assert of([*LEDGER[:-1], left[0]]).ended == "", "b may go on"
+
+
 def test_the_page_is_whole_and_takes_nothing_from_elsewhere(history: History) -> None:
     text = page("<run>", history, Prices(1.0))
     assert "&lt;run&gt;" in text and "<run>" not in text
@@ -127,5 +133,5 @@ def test_the_command_reads_the_files_of_all_nodes(tmp_path: Path, capsys: pytest
         (tmp_path / f"job-{node}.ledger.jsonl").write_bytes(b"".join(lines))
     out = tmp_path / "out.html"
     report.main([str(tmp_path), "-o", str(out)], standalone_mode=False)
-    assert "6 &gt; 4 workers" in out.read_text()
+    assert "6 &gt; 4 workers" in out.read_text() and "<h1>job</h1>" in out.read_text()
     assert json.loads(lines[0])["v"] == 1

@@ -314,6 +314,13 @@ def test_a_node_that_fails_once_too_often_is_not_in_the_next_round_and_then_kept
     assert barred.quarantine.reason == "3 failures within 600 s, the last before round 3"
 
 
+def test_nodes_that_all_leave_wait_for_nobody() -> None:
+    view = View(job(1, 4), (live("a"), live("b")), a_round("a", "b"), draining=frozenset("ab"), lost_s=1.0)
+    assert waits(view, 99.0) == Wait()
+    late = dataclasses.replace(view, live=(*view.live, live("c")), job=job(2, 4))
+    assert "1 of at least 2" in waits(late, 99.0).why, "c is told what it waits for"
+
+
 def test_a_node_that_is_kept_out_is_not_waited_for_and_no_loss() -> None:
     view = View(job(2, 4), (live("a"),), a_round("a", "b"), faults={"b": 3}, quarantined=frozenset("b"), lost_s=1.0)
     assert waits(view, 99.0, KEEPING_OUT).why == "b is kept out; waiting for nodes: 1 of at least 2 are here"
