@@ -40,7 +40,7 @@ from tests.waiting import until
 
 SIZE = 3
 ENDLESS = 10**9  # steps: the job ends when it is told to
-FAULTS_A_JOB = 50  # nodes that start are dear
+FAULTS_A_JOB = 40  # the first nodes are dear
 BOUND_S = 1.5 * TTL_S + 6.0  # what is promised, and what a machine with fewer cores than processes adds
 JOB_REFUSES = 4
 AGAIN_S = 60.0  # by when a job makes steps again: a new node imports torch meanwhile

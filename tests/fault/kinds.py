@@ -119,37 +119,37 @@ def _lose(field: Field, places: list[Place], *, agents_only: bool = False) -> It
         field.add(place.name if not agents_only else None)  # a machine that comes back, or another one
 
 
-@fault("kill agent", weight=0.7)
+@fault("kill agent", weight=1.5)
 def _kill_agent(field: Field, pick: int) -> Iterator[Said]:
     yield from _lose(field, [field.any(pick)], agents_only=True)
 
 
-@fault("kill node", weight=0.7)
+@fault("kill node", weight=1.5)
 def _kill_node(field: Field, pick: int) -> Iterator[Said]:
     yield from _lose(field, [field.any(pick)])
 
 
-@fault("kill rank 0", weight=0.7)
+@fault("kill rank 0", weight=1.5)
 def _kill_rank_0(field: Field, pick: int) -> Iterator[Said]:
     yield from _lose(field, [field.rank_0()], agents_only=bool(pick % 2))
 
 
-@fault("kill coordinator", weight=0.7)
+@fault("kill coordinator", weight=1.5)
 def _kill_coordinator(field: Field, pick: int) -> Iterator[Said]:
     yield from _lose(field, [field.coordinator()], agents_only=bool(pick % 2))
 
 
-@fault("kill several nodes", weight=0.5)
+@fault("kill several nodes")
 def _kill_several(field: Field, pick: int) -> Iterator[Said]:
     yield from _lose(field, field.several(pick))
 
 
-@fault("kill all nodes", weight=0.2)
+@fault("kill all nodes", weight=0.4)
 def _kill_all(field: Field, _: int) -> Iterator[Said]:
     yield from _lose(field, list(field.places))
 
 
-@fault("node falls silent", for_s=LONG, weight=0.4)
+@fault("node falls silent", for_s=LONG)
 def _silent(field: Field, pick: int) -> Iterator[Said]:
     place = field.any(pick)
     processes = place.everything()
@@ -191,7 +191,7 @@ def _stand_still(processes: list[psutil.Process]) -> Iterator[Said]:
 # -- notices
 
 
-@fault("notice", weight=0.7)
+@fault("notice", weight=1.5)
 def _notice(field: Field, pick: int) -> Iterator[Said]:
     place = field.any(pick)
     place.notice.write_text("60")
@@ -222,7 +222,7 @@ def _withdrawn_notice(field: Field, pick: int) -> Iterator[Said]:
     field.add()
 
 
-@fault("notice too late", for_s=(0.0, 0.2), weight=0.7)
+@fault("notice too late", for_s=(0.0, 0.2), weight=1.5)
 def _late_notice(field: Field, pick: int) -> Iterator[Said]:
     place = field.any(pick)
     processes = place.everything()
@@ -236,13 +236,13 @@ def _late_notice(field: Field, pick: int) -> Iterator[Said]:
 # -- who joins
 
 
-@fault("joining node", weight=0.3)
+@fault("joining node", weight=0.7)
 def _join(field: Field, _: int) -> Iterator[Said]:
     field.add()
     yield {"planned": True}
 
 
-@fault("nodes come and go in a storm", for_s=(0.2, 3.0), weight=0.2)
+@fault("nodes come and go in a storm", for_s=(0.2, 3.0), weight=0.4)
 def _storm(field: Field, pick: int) -> Iterator[Said]:
     """They are told to go while they start, meet, or train."""
     places = [field.add() for _ in range(2 + pick % 2)]
@@ -305,7 +305,7 @@ def _read_only(field: Field, _: int) -> Iterator[Said]:
         subprocess.run(["chattr", "-i", str(field.checkpoints)], check=True)
 
 
-@fault("the newest checkpoint is torn and all nodes are killed", weight=0.2)
+@fault("the newest checkpoint is torn and all nodes are killed", weight=0.4)
 def _torn(field: Field, _: int) -> Iterator[Said]:
     places = list(field.places)
     for place in places:

@@ -12,7 +12,7 @@ import pytest
 from tests.fault.figures import load
 
 FAULTS = 8  # a job
-SEED = 703
+SEED = 1392
 
 
 @pytest.mark.timeout(300)
