@@ -50,7 +50,7 @@ class Harm:
     """One fault, from when it was done until it was healed."""
 
     kind: str
-    nodes: tuple[str, ...]  # those that it takes out of the job, empty where it takes none
+    nodes: tuple[str, ...]  # those that it takes out of the job, or tells to go; empty where it takes none
     at_s: float
     healed_s: float
     charged: int = 0  # worker failures of its own that it makes
@@ -109,8 +109,8 @@ def detections(history: History) -> dict[int, float]:
         following = next((one for one in rounds.values() if one.at_s > harm.at_s), None)
         if before is None or following is None or set(harm.nodes) & set(following.nodes):
             continue
-        lost = {name for other in history.harms if before.at_s <= other.at_s < following.at_s for name in other.nodes}
-        if set(before.nodes) - lost:
+        meanwhile = (one for one in history.harms if one.planned or before.at_s <= one.at_s < following.at_s)
+        if set(before.nodes) - {name for one in meanwhile for name in one.nodes}:
             told[index] = following.at_s - harm.at_s
     return told
 

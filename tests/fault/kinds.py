@@ -110,13 +110,15 @@ def _lose(field: Field, places: list[Place], *, agents_only: bool = False) -> It
     for place in places:
         processes = place.agent() if agents_only else place.everything()
         _signal(processes, signal.SIGKILL)
-    names = tuple(place.name for place in places)
-    everyone = len(places) == len(field.places)
     for place in places:
         field.remove(place)
-    yield {"nodes": () if everyone else names}
+    yield {"nodes": _names(places)}
     for place in places:
         field.add(place.name if not agents_only else None)  # a machine that comes back, or another one
+
+
+def _names(places: list[Place]) -> tuple[str, ...]:
+    return tuple(place.name for place in places)
 
 
 @fault("kill agent", weight=1.5)
@@ -196,7 +198,7 @@ def _notice(field: Field, pick: int) -> Iterator[Said]:
     place = field.any(pick)
     place.notice.write_text("60")
     field.leave(place)
-    yield {"planned": True}
+    yield {"planned": True, "nodes": (place.name,)}
     field.add()
 
 
@@ -206,7 +208,7 @@ def _repeated_notice(field: Field, pick: int) -> Iterator[Said]:
     place.notice.write_text("60")
     _signal(place.agent(), signal.SIGTERM)
     field.leave(place)
-    yield {"planned": True}
+    yield {"planned": True, "nodes": (place.name,)}
     place.notice.write_text("30")
     field.add()
 
@@ -217,7 +219,7 @@ def _withdrawn_notice(field: Field, pick: int) -> Iterator[Said]:
     place = field.any(pick)
     place.notice.write_text("60")
     field.leave(place)
-    yield {"planned": True}
+    yield {"planned": True, "nodes": (place.name,)}
     place.notice.unlink()
     field.add()
 
@@ -228,7 +230,7 @@ def _late_notice(field: Field, pick: int) -> Iterator[Said]:
     processes = place.everything()
     place.notice.write_text("30")
     field.remove(place)
-    yield {}
+    yield {"nodes": (place.name,)}
     _signal(processes, signal.SIGKILL)
     field.add()
 
@@ -246,7 +248,7 @@ def _join(field: Field, _: int) -> Iterator[Said]:
 def _storm(field: Field, pick: int) -> Iterator[Said]:
     """They are told to go while they start, meet, or train."""
     places = [field.add() for _ in range(2 + pick % 2)]
-    yield {"planned": True}
+    yield {"planned": True, "nodes": _names(places)}
     for place in places:
         _signal(place.agent(), signal.SIGTERM)
         field.leave(place)
@@ -313,11 +315,11 @@ def _torn(field: Field, _: int) -> Iterator[Said]:
         field.remove(place)
     whole = sorted(field.checkpoints.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
     spoiled = -1
-    if whole:
+    if len(whole) > 1:  # a job does not begin again by itself where none is left
         spoiled = int(json.loads(whole[-1].read_text())["step"])
         shard = max(whole[-1].parent.glob("*.distcp"), key=lambda path: path.stat().st_size)
         os.truncate(shard, shard.stat().st_size // 2)
-    yield {"spoiled": spoiled}
+    yield {"spoiled": spoiled, "nodes": _names(places)}
     for place in places:
         field.add(place.name)
 

@@ -109,3 +109,4 @@ def test_nobody_can_tell_of_a_round_that_none_has_survived() -> None:
     late = (*GOOD.formed[:2], formed(2, "c", at_s=9.0))
     assert promises(formed=late) == ["bounded detection"]
     assert promises(formed=late, harms=(*GOOD.harms, Harm("kill node", ("a",), 2.6, 2.6))) == []
+    assert promises(formed=late, harms=(Harm("notice", ("a",), -2.0, -2.0, planned=True), *GOOD.harms)) == []
