@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from torch.distributed.elastic import events as elastic_events
@@ -22,12 +22,14 @@ from torch.distributed.run import run_script_path
 from spotrun import events
 from spotrun.config import AgentOptions
 from spotrun.errors import UsageError
-from spotrun.launcher import torch_events
+from spotrun.launcher import placement, torch_events
 from spotrun.launcher.agent import Drained, SpotAgent
 from spotrun.launcher.host import HostWatch
 from spotrun.launcher.ledger import Ledger, file_of
 from spotrun.launcher.metrics import Metrics, MetricsServer
 from spotrun.launcher.notice_board import NoticeBoard
+from spotrun.launcher.notices.metadata import Where
+from spotrun.launcher.scratch import scratch
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
 from spotrun.launcher.zygote_process import TRAINING_API, ZygoteProcess
@@ -55,11 +57,29 @@ def launch_agent(
         raise UsageError("The etcd-v3 backend starts programs, not functions: give a script, or --rdzv-backend=c10d.")
     config.event_log_handler = torch_events.chosen(config.event_log_handler)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = config.signals_to_handle  # as torchrun passes it to the workers
+    where = placement.find(options.region, must_know=bool(options.regions))
+    placement.check(where, options.regions)
+    environment = _for_the_training_api(options, where)
+    with contextlib.ExitStack() as stack:
+        if options.wipe_on_exit:
+            environment |= stack.enter_context(scratch())
+        return _launch(config, entrypoint, args, options, zygote, where, environment)
+
+
+def _launch(
+    config: LaunchConfig,
+    entrypoint: str,
+    args: list[str],
+    options: AgentOptions,
+    zygote: ZygoteProcess | None,
+    where: Where,
+    environment: dict[str, str],
+) -> dict[int, Any]:
     # The order counts: the process that starts workers must be there before grpc has threads.
     workers = Workers(warm=options.warm != "off", preload=TRAINING_API, zygote=zygote)
     wakeup = Wakeup()
     try:
-        handler = create_handler(_parameters(config), wakeup.wake)
+        handler = create_handler(_parameters(config, where, options.regions), wakeup.wake)
         try:
             standing = handler.membership.standing()
             if options.events is not None:
@@ -76,7 +96,7 @@ def launch_agent(
                 handler,
                 board,
                 ledger,
-                environment=_for_the_training_api(options),
+                environment=environment,
                 hang_timeout_s=options.hang_timeout_s,
                 price_per_node_hour=options.price_per_node_hour,
                 progress_s=options.progress_s,
@@ -94,6 +114,8 @@ def launch_agent(
             try:
                 with contextlib.ExitStack() as stack:
                     stack.enter_context(events.to_listener(ledger.hear, node=standing.node_id))
+                    if where.region:
+                        events.emit("node_placed", level=logging.DEBUG, region=where.region, zone=where.zone)
                     if metrics is not None and options.metrics is not None:
                         stack.enter_context(events.to_listener(metrics.hear))
                         stack.enter_context(contextlib.closing(MetricsServer(metrics, *options.metrics)))
@@ -110,9 +132,11 @@ def launch_agent(
         wakeup.close()
 
 
-def _for_the_training_api(options: AgentOptions) -> dict[str, str]:
+def _for_the_training_api(options: AgentOptions, where: Where) -> dict[str, str]:
     """What the workers' side of the training API is told in their environment."""
     environment = {"SPOTRUN_REPLICAS": str(options.replicas), "SPOTRUN_ALONE": str(int(options.alone))}
+    if options.regions:
+        environment |= {"SPOTRUN_REGIONS": ",".join(options.regions), "SPOTRUN_REGION": where.region}
     if options.audit is not None:
         environment["SPOTRUN_AUDIT"] = str(options.audit)
     return environment
@@ -150,9 +174,12 @@ def _run(agent: SpotAgent, name: str, config: LaunchConfig, options: AgentOption
     return dict(result.return_values)
 
 
-def _parameters(config: LaunchConfig) -> RendezvousParameters:
+def _parameters(config: LaunchConfig, where: Where, regions: Sequence[str]) -> RendezvousParameters:
     settings = {
         **config.rdzv_configs,
+        "region": where.region,
+        "zone": where.zone,
+        "regions": ",".join(regions),
         "nproc": config.nproc_per_node,
         "max_restarts": config.max_restarts,
     }

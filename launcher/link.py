@@ -195,6 +195,9 @@ class Link:
                 except (OSError, ValueError) as error:
                     logger.warning("no memory for a snapshot: %s", error)
             self.tell({"op": "segments", "paths": self._snapshots.paths()}, connection)
+        elif op == "kept":
+            url, region = bounded(str(message["url"])), bounded(str(message["region"]))
+            events.emit("state_kept", level=logging.DEBUG, url=url, region=region)
         elif op == "lost":
             events.emit(
                 "state_lost",

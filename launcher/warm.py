@@ -14,6 +14,7 @@ import os
 import random
 import runpy
 import sys
+import tempfile
 import time
 import types
 from importlib.machinery import SourceFileLoader
@@ -33,6 +34,7 @@ def become(job: dict[str, Any], forget: frozenset[str]) -> None:
     ctypes.CDLL(None).clearenv()  # what C code has set: readline, when it is imported
     os.environ.update(job["environment"])
     _reseed()
+    tempfile.tempdir = None  # found anew by TMPDIR
     for name in forget:
         sys.modules.pop(name, None)
     importlib.invalidate_caches()

@@ -75,11 +75,17 @@ def create_handler(
         agent_port=int(agent_socket.getsockname()[1]),
         store_port=stores.port,
         nproc=int(parameters.get("nproc", 1)),
+        labels={name: str(value) for name in ("region", "zone") if (value := parameters.get(name))},
     )
     membership = Membership(
         client,
         run_id,
-        Job(parameters.min_nodes, parameters.max_nodes, int(parameters.get("max_restarts", 0))),
+        Job(
+            parameters.min_nodes,
+            parameters.max_nodes,
+            int(parameters.get("max_restarts", 0)),
+            str(parameters.get("regions", "")),
+        ),
         settings,
         node,
         changed or (lambda: wakeups.put(None)),

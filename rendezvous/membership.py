@@ -40,6 +40,12 @@ from spotrun.rendezvous.state import (
     encode,
 )
 
+# The fields of a Job, and the flag that sets each.
+_AGREED = (
+    *(("min_nodes", "--nnodes"), ("max_nodes", "--nnodes")),
+    *(("max_restarts", "--max-restarts"), ("regions", "--regions")),
+)
+
 logger = logging.getLogger("spotrun")
 
 NAME_RETRY_S = 0.2
@@ -322,11 +328,12 @@ class Membership:
             self.client.txn([Compare.absent(self.keys.job)], [Op.put(self.keys.job, self._job_value)])
             return
         there = decode(Job, found.value)
-        for name, flag in (("min_nodes", "--nnodes"), ("max_nodes", "--nnodes"), ("max_restarts", "--max-restarts")):
+        for name, flag in _AGREED:
             ours, theirs = getattr(self._job, name), getattr(there, name)
             if ours != theirs:
                 raise JobRefused(
-                    f"The job {self.keys.run_id!r} runs with {name} = {theirs}, this node was started with {ours}: "
+                    f"The job {self.keys.run_id!r} runs with {name} = {_shown(theirs)}, this node was started with "
+                    f"{_shown(ours)}: "
                     f"give the same {flag} on every node, or another --rdzv-id."
                 )
         self._job_value = found.value
@@ -502,3 +509,7 @@ class Membership:
                 logger.warning("could not say goodbye, the lease will tell: %s", error)
             self._session = None
         self._left.set()
+
+
+def _shown(value: int | str) -> str:
+    return "none" if value == "" else str(value)

@@ -31,6 +31,7 @@ class Job:
     min_nodes: int
     max_nodes: int
     max_restarts: int
+    regions: str = ""  # where nodes may be: patterns, separated by commas; empty: anywhere
 
 
 @dataclass(frozen=True, slots=True)

@@ -303,9 +303,13 @@ class Job:
                 )
             return
         from spotrun.checkpoint import Saver, claim, open_storage
+        from spotrun.checkpoint.region import check_region
 
         self._storage = open_storage(self._options.checkpoint_dir)
+        region = check_region(self._storage)
         if self.rank == 0:
+            if self._link is not None and region:
+                self._link.kept(self._storage.url, region)
             # A run of this machine alone has another id each time; only jobs of several nodes have one that lasts.
             alone = self._link is None or os.environ.get(ALONE_ENV) == "1"
             try:

@@ -39,6 +39,9 @@ class AgentOptions:
     notice: tuple[str, ...] = ("auto",)  # where news of this machine's end comes from; checked by the launcher
     hang_timeout_s: float | None = None  # without a step; None: by the length of steps; infinite: never
     alone: bool = False  # the job is of this machine, and its run id of no meaning to what outlives it
+    region: str = ""  # where this machine is, as declared
+    regions: tuple[str, ...] = ()  # patterns of where machines and buckets of the job may be; none: anywhere
+    wipe_on_exit: bool = False
     replicas: int = 1  # other nodes that hold a copy of each snapshot of sharded training
     audit: Path | None = None  # where jobs on the training API record which samples each step used
     events: Path | None = None  # the file that gets every event as a line of JSON
@@ -63,6 +66,9 @@ def agent_options(
     price_per_node_hour: str | None = None,
     log_format: str | None = None,
     metrics: str | None = None,
+    region: str | None = None,
+    regions: str | None = None,
+    wipe_on_exit: bool | str | None = None,
 ) -> AgentOptions:
     """The options of the agent, from the raw values of the flags; None stands for a flag that was not given."""
     return AgentOptions(
@@ -72,6 +78,9 @@ def agent_options(
         warm=parse_warm("auto" if warm is None else warm),
         notice=("auto",) if notice is None else tuple(name.strip() for name in notice.split(",")),
         hang_timeout_s=None if hang_timeout is None else parse_hang_timeout(hang_timeout),
+        region=region or "",
+        regions=parse_regions(regions or ""),
+        wipe_on_exit=wipe_on_exit not in (None, False, "", "0"),
         replicas=1 if replicas is None else parse_replicas(replicas),
         audit=None if audit is None else Path(os.path.abspath(os.path.expanduser(audit))),
         events=None if events is None else parse_events(events),
@@ -108,6 +117,11 @@ def parse_hang_timeout(value: str) -> float:
     if not _is_number(value) or not HANG_MIN_S <= float(value) <= HANG_MAX_S:
         raise UsageError(f"--hang-timeout={value} is not known: give {HANG_MIN_S:g} to {HANG_MAX_S:g} seconds, or off.")
     return float(value)
+
+
+def parse_regions(value: str) -> tuple[str, ...]:
+    """The patterns of `--regions`."""
+    return tuple(pattern for part in value.split(",") if (pattern := part.strip()))
 
 
 def parse_replicas(value: str) -> int:

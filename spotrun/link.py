@@ -101,6 +101,10 @@ class Link:
         """This worker does something else than stepping, which may take long; or no longer."""
         self._say({"op": "busy", "busy": busy})
 
+    def kept(self, url: str, region: str) -> None:
+        """Where checkpoints lie, for the ledger."""
+        self._say({"op": "kept", "url": url, "region": region})
+
     def lost(self, step: int, durable_step: int, why: str) -> None:
         """The state as of `step` is in no place that stays; the agent writes it down."""
         self._say({"op": "lost", "step": step, "durable_step": durable_step, "why": why})

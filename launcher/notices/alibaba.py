@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 from spotrun.launcher.notices.deadlines import seconds_until
 from spotrun.launcher.notices.fetch import Limits
-from spotrun.launcher.notices.metadata import MetadataSource, present
+from spotrun.launcher.notices.metadata import MetadataSource, Where, named, present
 from spotrun.launcher.notices.notice import Grade, Publish
 from spotrun.launcher.notices.polling import Question, Sighting, Standing, poll
 from spotrun.launcher.notices.tokens import ALIBABA_HEADERS, TokenClient
 
 LEAD_S = 300.0
+REGION, ZONE = "/latest/meta-data/region-id", "/latest/meta-data/zone-id"
 TERMINATION = "/latest/meta-data/instance/spot/termination-time"
 
 
@@ -37,6 +38,10 @@ class AlibabaSource(MetadataSource):
         # 100.64.0.0/10 is also used by networks that know nothing of Alibaba: its instances are named i-...
         answer = TokenClient(self._url, ALIBABA_HEADERS).get("/latest/meta-data/instance-id", limits)
         return answer.status == 200 and answer.body.startswith(b"i-")
+
+    def where(self) -> Where:
+        client, limits = TokenClient(self._url, ALIBABA_HEADERS), Limits(self._pace.timeout_s)
+        return Where(*(named(client.get(path, limits), path) for path in (REGION, ZONE)))
 
 
 def termination(client: TokenClient, limits: Limits) -> Sequence[Sighting]:

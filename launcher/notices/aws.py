@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from spotrun.launcher.notices.deadlines import MAINTENANCE_NEAR_S, seconds_until
 from spotrun.launcher.notices.fetch import Limits
-from spotrun.launcher.notices.metadata import MetadataSource, parsed, present, text_of
+from spotrun.launcher.notices.metadata import MetadataSource, Where, named, parsed, present, text_of
 from spotrun.launcher.notices.notice import Grade, Publish
 from spotrun.launcher.notices.polling import Question, Sighting, Standing, poll
 from spotrun.launcher.notices.tokens import AWS_HEADERS, TokenClient
@@ -21,6 +21,8 @@ LEAD_S = 120.0
 SPOT = "/latest/meta-data/spot/instance-action"
 REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
 MAINTENANCE = "/latest/meta-data/events/maintenance/scheduled"
+REGION = "/latest/meta-data/placement/region"
+ZONE = "/latest/meta-data/placement/availability-zone"
 LIFECYCLE = "/latest/meta-data/autoscaling/target-lifecycle-state"
 
 
@@ -46,6 +48,10 @@ class AwsSource(MetadataSource):
     def _answers(self, limits: Limits) -> bool:
         answer = TokenClient(self._url, AWS_HEADERS).get("/latest/meta-data/instance-id", limits)
         return answer.status == 200 and answer.body.startswith(b"i-")
+
+    def where(self) -> Where:
+        client, limits = TokenClient(self._url, AWS_HEADERS), Limits(self._pace.timeout_s)
+        return Where(*(named(client.get(path, limits), path) for path in (REGION, ZONE)))
 
 
 def spot(client: TokenClient, limits: Limits) -> Sequence[Sighting]:

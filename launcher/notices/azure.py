@@ -21,12 +21,14 @@ from spotrun import events
 from spotrun.launcher.notices.deadlines import MAINTENANCE_NEAR_S, seconds_until
 from spotrun.launcher.notices.fetch import Answer, Limits, Unanswered, fetch
 from spotrun.launcher.notices.machine import SYS_VENDOR
-from spotrun.launcher.notices.metadata import MetadataSource, Pace, parsed, present, text_of
+from spotrun.launcher.notices.metadata import MetadataSource, Pace, Where, named, parsed, present, text_of
 from spotrun.launcher.notices.notice import Grade, Notice, Publish, bounded
 from spotrun.launcher.notices.polling import Question, Sighting, Standing, poll
 
 DOCUMENT = "/metadata/scheduledevents?api-version=2020-07-01"
 VM_NAME = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
+LOCATION = "/metadata/instance/compute/location?api-version=2021-02-01&format=text"
+ZONE = "/metadata/instance/compute/zone?api-version=2021-02-01&format=text"
 HEADERS = {"Metadata": "true"}
 POLL_S = 1.0  # what Azure recommends: a spot VM may have no more than 30 s
 PREEMPT_S = 30.0  # the least notice of a Preempt
@@ -75,6 +77,11 @@ class AzureSource(MetadataSource):
 
     def _answers(self, limits: Limits) -> bool:
         return present(fetch(self._url + VM_NAME, limits, headers=HEADERS), VM_NAME)
+
+    def where(self) -> Where:
+        limits = Limits(self._pace.timeout_s)
+        region, zone = (named(fetch(self._url + path, limits, headers=HEADERS), path) for path in (LOCATION, ZONE))
+        return Where(region, f"{region}-{zone}" if zone else "")
 
     def _ask(self, limits: Limits) -> Sequence[Sighting]:
         if not self._vm:

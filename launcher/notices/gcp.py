@@ -9,6 +9,7 @@ to others.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from spotrun.launcher.notices.deadlines import MAINTENANCE_NEAR_S
 from spotrun.launcher.notices.fetch import Answer, Limits, Unanswered, fetch
 from spotrun.launcher.notices.machine import SYS_VENDOR
-from spotrun.launcher.notices.metadata import MetadataSource, Pace
+from spotrun.launcher.notices.metadata import MetadataSource, Pace, Where, named
 from spotrun.launcher.notices.notice import Grade, Publish
 from spotrun.launcher.notices.polling import Question, Sighting, Standing, poll
 from spotrun.launcher.notices.signals import seconds_in
@@ -27,6 +28,7 @@ NOTICE_S = 30.0
 NOTICE_ENV = "SPOTRUN_GCP_NOTICE_S"
 MAINTENANCE_GPU_S, MAINTENANCE_S = 3600.0, 60.0
 PAUSE_S = 0.2  # between two long polls, should a server not hold them; the etag sees to it that nothing is missed
+ZONE = "/computeMetadata/v1/instance/zone"
 HEADERS = {"Metadata-Flavor": "Google"}
 GPU = Path("/dev/nvidiactl")
 
@@ -93,6 +95,12 @@ class GcpSource(MetadataSource):
     def _answers(self, limits: Limits) -> bool:
         answer = fetch(f"{self._url}/computeMetadata/v1/instance/id", limits, headers=HEADERS)
         return checked(answer).status == 200
+
+    def where(self) -> Where:
+        """From `projects/NUMBER/zones/ZONE`; a zone is its region and a letter."""
+        answer = fetch(f"{self._url}{ZONE}", Limits(self._pace.timeout_s), headers=HEADERS)
+        zone = dataclasses.replace(checked(answer), body=answer.body.rpartition(b"/")[2])
+        return Where(named(zone, ZONE).rpartition("-")[0], named(zone, ZONE))
 
     def _maintenance(self, value: str) -> Sequence[Sighting]:
         now_s = time.monotonic()

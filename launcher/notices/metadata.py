@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from spotrun.launcher.notices.fetch import Answer, Limits, Unanswered
 from spotrun.launcher.notices.machine import SYS_VENDOR, cloud_by_firmware
 from spotrun.launcher.notices.notice import Notice, Publish
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 DETECT_S = 0.45  # of one request; detection makes at most two of them in its second
 
 
@@ -27,6 +29,14 @@ class Pace:
     backoff_max_s: float = 5.0  # the shortest lead of the clouds is 30 s: most of it must be left after an outage
     planned_poll_s: float = 60.0  # of maintenance that is announced hours ahead
     long_poll_s: float = 10.0  # a server holds a request for so long; a connection that died unseen costs no more
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A machine's region and zone, as its cloud names them; "": not known."""
+
+    region: str
+    zone: str = ""
 
 
 class MetadataSource(ABC):
@@ -61,6 +71,10 @@ class MetadataSource(ABC):
         pass
 
     @abstractmethod
+    def where(self) -> Where:
+        """Raises Unanswered."""
+
+    @abstractmethod
     def _answers(self, limits: Limits) -> bool:
         """Whether the server is this cloud's. May raise Unanswered."""
 
@@ -75,6 +89,16 @@ def present(answer: Answer, what: str) -> bool:
     if answer.status != 200:
         raise Unanswered(f"{what}: status {answer.status}")
     return True
+
+
+def named(answer: Answer, what: str) -> str:
+    """The name of a place in an answer, "" where there is none. Raises Unanswered."""
+    if not present(answer, what):
+        return ""
+    name = answer.text.strip()
+    if not NAME.fullmatch(name):
+        raise Unanswered(f"{what}: not the name of a place: {name[:60]!r}")
+    return name
 
 
 def parsed(answer: Answer, kind: type[Any], what: str) -> Any:

@@ -32,7 +32,7 @@ class FsspecStorage:
     """Any fsspec filesystem. Make it after a fork, not before: fsspec's event loop does not survive one."""
 
     def __init__(self, filesystem: Any, root: str, url: str) -> None:
-        self._fs = filesystem
+        self.filesystem = filesystem
         self._root = root.rstrip("/")
         self._url = url
         protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
@@ -49,9 +49,9 @@ class FsspecStorage:
     def create(self, path: str) -> Iterator[Sink]:
         target = self._path(path)
         folder, _, name = target.rpartition("/")
-        self._fs.makedirs(folder, exist_ok=True)
+        self.filesystem.makedirs(folder, exist_ok=True)
         written_to = target if self._at_once else f"{folder}/{TEMPORARY}{name}-{uuid.uuid4().hex}"
-        file = self._fs.open(written_to, "wb", autocommit=not self._at_once)
+        file = self.filesystem.open(written_to, "wb", autocommit=not self._at_once)
         try:
             sink = _FsspecSink(file)
             yield sink
@@ -61,14 +61,14 @@ class FsspecStorage:
         except BaseException:
             self._abandon(file, written_to)
             raise
-        self._fs.invalidate_cache(folder)
-        size = self._fs.size(written_to)
+        self.filesystem.invalidate_cache(folder)
+        size = self.filesystem.size(written_to)
         if size != sink.size:
-            self._fs.rm_file(written_to)
+            self.filesystem.rm_file(written_to)
             raise OSError(f"{target} has {size} bytes after {sink.size} were written")
         if written_to != target:
-            self._fs.mv(written_to, target)
-            self._fs.invalidate_cache(folder)
+            self.filesystem.mv(written_to, target)
+            self.filesystem.invalidate_cache(folder)
 
     def _abandon(self, file: Any, written_to: str) -> None:
         """Drop an unfinished file so that neither its close nor its finaliser uploads a part of it."""
@@ -78,36 +78,36 @@ class FsspecStorage:
                 file.closed = True
             else:
                 file.close()
-                self._fs.rm_file(written_to)
+                self.filesystem.rm_file(written_to)
         except Exception as error:  # noqa: BLE001 - the first failure is the one to report, and it is on its way
             logger.warning("the unfinished file %s may be left behind: %s", written_to, error)
 
     def publish(self, path: str, data: bytes) -> None:
         target = self._path(path)
-        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self.filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
         try:
-            self._fs.pipe_file(target, data, mode="create")
+            self.filesystem.pipe_file(target, data, mode="create")
         except OSError as error:
             # A retried request may have found what it had itself written; S3 answers 412 with more than one error.
-            self._fs.invalidate_cache(target.rpartition("/")[0])
-            if not self._fs.exists(target):
+            self.filesystem.invalidate_cache(target.rpartition("/")[0])
+            if not self.filesystem.exists(target):
                 raise
             if self.read(path) != data:
                 raise FileExistsError(f"{target} exists") from error
 
     def open(self, path: str) -> BinaryIO:
-        file: BinaryIO = self._fs.open(self._path(path), "rb")
+        file: BinaryIO = self.filesystem.open(self._path(path), "rb")
         return file
 
     def read(self, path: str) -> bytes:
-        data: bytes = self._fs.cat_file(self._path(path))
+        data: bytes = self.filesystem.cat_file(self._path(path))
         return bytes(data)
 
     def _list(self, directory: str) -> list[dict[str, Any]]:
         target = self._path(directory)
-        self._fs.invalidate_cache(target)  # other ranks write here too
+        self.filesystem.invalidate_cache(target)  # other ranks write here too
         try:
-            entries: list[dict[str, Any]] = self._fs.ls(target, detail=True)
+            entries: list[dict[str, Any]] = self.filesystem.ls(target, detail=True)
         except FileNotFoundError:
             return []
         # An object store may list a marker of the directory itself.
@@ -123,22 +123,22 @@ class FsspecStorage:
 
     def delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(path))
-        self._fs.invalidate_cache(self._path(path).rpartition("/")[0])
+            self.filesystem.rm_file(self._path(path))
+        self.filesystem.invalidate_cache(self._path(path).rpartition("/")[0])
 
     def delete_directory(self, directory: str) -> None:
         target = self._path(directory)
         self._abort_uploads(target)
         with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(target, recursive=True)
-        self._fs.invalidate_cache(target)
-        self._fs.invalidate_cache(self._root)
+            self.filesystem.rm(target, recursive=True)
+        self.filesystem.invalidate_cache(target)
+        self.filesystem.invalidate_cache(self._root)
 
     def _abort_uploads(self, target: str) -> None:
         """S3 keeps, and bills, the parts of an upload whose process was killed."""
-        if not hasattr(self._fs, "list_multipart_uploads"):
+        if not hasattr(self.filesystem, "list_multipart_uploads"):
             return
-        bucket, prefix, _ = self._fs.split_path(target)
-        for upload in self._fs.list_multipart_uploads(bucket):
+        bucket, prefix, _ = self.filesystem.split_path(target)
+        for upload in self.filesystem.list_multipart_uploads(bucket):
             if upload["Key"].startswith(prefix + "/"):
-                self._fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+                self.filesystem.abort_mpu(bucket, upload["Key"], upload["UploadId"])

@@ -97,6 +97,11 @@ OWN = (
                  "so long are hung: their stacks are logged, and a restart is charged. Or off."),
             _own("--replicas", "N", "1", "On how many other nodes each snapshot in memory of sharded training (FSDP) "
                  "is kept, so that as many may be lost at once; 0: on none."),
+            _own("--regions", "PATTERNS", "", "Where the job's machines and its bucket of checkpoints may be, such as "
+                 "eu-*,uk-*; others are refused. The same on all nodes."),
+            _own("--region", "NAME", "that of the cloud", "Where this machine is, for --regions."),
+            _own("--wipe-on-exit", "", "", "Overwrite and remove what workers leave in temporary and cache "
+                 "directories of this machine; what a lost agent left, at the next start."),
             _own("--audit", "DIR", "", "Where jobs on the training API record the samples of each step; `spotrun "
                  "audit` checks them."),
             _own("--log-format", "FORMAT", "text", "The agent's own log on stderr: text, or json, an object a line."),

@@ -50,6 +50,9 @@ _OPTIONS = (
     "price_per_node_hour",
     "log_format",
     "metrics",
+    "region",
+    "regions",
+    "wipe_on_exit",
 )
 
 

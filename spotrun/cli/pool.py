@@ -6,6 +6,7 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import click
@@ -64,12 +65,12 @@ def pool(
 
     Any number of pools may watch one job; one of them is active. Interrupted, it leaves all machines as they are.
     """
-    settings = Settings(
-        want, want + 1 if most is None else most, parse_places(places, max_price), max_price, patience_s
-    )
+    where = parse_places(places, max_price)
+    settings = Settings(want, want + 1 if most is None else most, where, max_price, patience_s)
     if settings.most < want:
         raise UsageError(f"--max={most} is less than --want={want}: give at least as many.")
     line = node_line(job, arguments) if provider != "skypilot" else ()
+    check_places(where, provider, arguments)
     chosen = choose(provider, job, line, sbatch, KubernetesOptions(image, gpus_per_node), task)
     to_stderr("text", in_place=False)
     with job.client() as client:
@@ -90,6 +91,19 @@ def parse_places(texts: Sequence[str], max_price: float) -> tuple[Place, ...]:
     if max_price < math.inf and (not found or any(place.price is None for place in found)):
         raise UsageError("--max-price needs the price of each place: give --place=NAME=PRICE.")
     return tuple(found) or (Place(""),)
+
+
+def check_places(places: Sequence[Place], provider: str, arguments: Sequence[str]) -> None:
+    """Raises UsageError for a place outside of the --regions of the job: its machine would only be refused."""
+    regions = next((word.partition("=")[2] for word in arguments if word.startswith("--regions=")), "")
+    for place in places:
+        names = set()  # what of it may be a region, where the provider's places tell
+        if provider == "skypilot" and "/" in place.name:
+            names = {place.name.split("/")[1]}
+        elif provider == "k8s" and place.name:
+            names = {place.name, place.name[:-1], place.name.rpartition("-")[0]}  # eu-west-1b; europe-west4-a
+        if regions and names and not any(fnmatch(name, pattern) for name in names for pattern in regions.split(",")):
+            raise UsageError(f"--place={place.name} is outside of --regions={regions}: leave it out.")
 
 
 def node_line(job: RunningJob, arguments: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from spotrun.checkpoint import Saver, Storage, list_checkpoints, load, open_storage
+from spotrun.checkpoint.region import check_region
 from spotrun.checkpoint.storage_fsspec import FsspecStorage
+from spotrun.errors import CheckpointError
 from tests.fakes.s3 import KEY, s3_server
 
 # aiohttp sessions of s3fs live as long as the process; their finalisers warn when a fixture's filesystem is collected.
@@ -74,7 +76,7 @@ def test_a_failed_write_leaves_nothing_under_the_final_name(storage: Storage, si
 
 
 def uploads(storage: Storage) -> list[Any]:
-    filesystem = getattr(storage, "_fs", None)
+    filesystem = getattr(storage, "filesystem", None)
     if not hasattr(filesystem, "list_multipart_uploads"):
         return []
     return list(filesystem.list_multipart_uploads(storage.url.split("/")[2]))
@@ -162,8 +164,8 @@ def test_uploads_of_a_killed_process_go_with_their_directory(endpoint: str) -> N
     storage = s3_storage(endpoint)
     assert isinstance(storage, FsspecStorage)
     bucket = storage.url.split("/")[2]
-    storage._fs.call_s3("create_multipart_upload", Bucket=bucket, Key="run/checkpoints/a/f")
-    storage._fs.call_s3("create_multipart_upload", Bucket=bucket, Key="run/checkpoints/ab/f")
+    storage.filesystem.call_s3("create_multipart_upload", Bucket=bucket, Key="run/checkpoints/a/f")
+    storage.filesystem.call_s3("create_multipart_upload", Bucket=bucket, Key="run/checkpoints/ab/f")
     storage.delete_directory("a")
     assert [upload["Key"] for upload in uploads(storage)] == ["run/checkpoints/ab/f"]
 
@@ -184,3 +186,17 @@ def test_a_checkpoint_goes_through_any_storage(storage: Storage) -> None:
     assert target["lr"] == 0.1 and target["model"]["b"].tolist() == [2.0, 2.0]  # type: ignore[index]
     assert [one.whole for one in list_checkpoints(storage)] == [True, True]
     assert not uploads(storage)
+
+
+def test_a_bucket_outside_of_the_allowed_regions_is_refused_before_anything_is_read(endpoint: str) -> None:
+    options = {**KEY, "endpoint_url": endpoint, "client_kwargs": {"region_name": "eu-west-1"}}
+    filesystem = fsspec.filesystem("s3", **options)
+    filesystem.call_s3(
+        "create_bucket", Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
+    )
+    storage = open_storage("s3://far-away/run", **options)
+    assert check_region(storage, {"SPOTRUN_REGIONS": "us-*,eu-west-1"}) == "eu-west-1"
+    with pytest.raises(CheckpointError, match="is in eu-west-1, outside of --regions=us-"):
+        check_region(storage, {"SPOTRUN_REGIONS": "us-*"})
+    with pytest.raises(CheckpointError, match="cannot be asked for"):
+        check_region(open_storage("s3://no-such-bucket/run", **options), {"SPOTRUN_REGIONS": "us-*"})

@@ -28,6 +28,7 @@ class _TokenServer(MetadataServer):
     """Metadata behind a token, as of AWS and Alibaba."""
 
     prefix = ""
+    place: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,6 +36,7 @@ class _TokenServer(MetadataServer):
         self.needs_token = True
         self.refuses_token: int | None = None  # the status of a server that has no tokens
         self.values: dict[str, Reply] = {"/latest/meta-data/instance-id": text("i-0123456789abcdef0")}
+        self.values |= {f"/latest/meta-data/{path}": text(value) for path, value in self.place.items()}
         self._tokens: dict[str, float] = {}
 
     def forget_tokens(self) -> None:
@@ -74,6 +76,7 @@ class _TokenServer(MetadataServer):
 
 class AwsServer(_TokenServer):
     prefix = "x-aws-ec2-metadata"
+    place = MappingProxyType({"placement/region": "eu-west-1", "placement/availability-zone": "eu-west-1b"})
 
     def spot(self, in_s: float = 120.0, action: str = "terminate") -> None:
         self.put("/latest/meta-data/spot/instance-action", record({"action": action, "time": self.iso(in_s)}))
@@ -96,6 +99,7 @@ class AwsServer(_TokenServer):
 
 class AlibabaServer(_TokenServer):
     prefix = "x-aliyun-ecs-metadata"
+    place = MappingProxyType({"region-id": "cn-hangzhou", "zone-id": "cn-hangzhou-i"})
 
     def spot(self, in_s: float = 300.0) -> None:
         self.put("/latest/meta-data/instance/spot/termination-time", text(self.iso(in_s)))
@@ -111,13 +115,14 @@ class GcpServer(MetadataServer):
         super().__init__()
         self.preempted = "FALSE"
         self.maintenance = "NONE"
+        self.zone = "projects/123456789012/zones/europe-west4-a"
         self.holds_s = 0.1  # a request without a change, at most: a server may answer before `timeout_sec` is over
 
     def answer(self, request: Request) -> Reply | None:
         if request.headers.get("metadata-flavor") != "Google":
             return Reply(403)
         key = request.path.removeprefix("/computeMetadata/v1/instance/")
-        name = {"preempted": "preempted", "maintenance-event": "maintenance", "id": ""}.get(key)
+        name = {"preempted": "preempted", "maintenance-event": "maintenance", "id": "", "zone": "zone"}.get(key)
         if name is None:
             return Reply(404)
         if name and request.query.get("wait_for_change") == "true":
@@ -175,6 +180,8 @@ class AzureServer(MetadataServer):
             return Reply(400, b'{"error": "Bad request. Required metadata header not specified"}')
         if request.path == "/metadata/instance/compute/name" and request.query.get("format") == "text":
             return text(self.vm)
+        if request.path in ("/metadata/instance/compute/location", "/metadata/instance/compute/zone"):
+            return text("westeurope" if request.path.endswith("location") else "2")
         if request.path != "/metadata/scheduledevents" or "api-version" not in request.query:
             return Reply(404)
         if request.method == "POST":

@@ -377,7 +377,7 @@ def s3(proxy: FaultyProxy) -> Storage:
 
 def uploads(storage: Storage) -> list[Any]:
     assert isinstance(storage, FsspecStorage)
-    return list(storage._fs.list_multipart_uploads(storage.url.split("/")[2]))
+    return list(storage.filesystem.list_multipart_uploads(storage.url.split("/")[2]))
 
 
 @pytest.mark.parametrize("stage", ["partNumber=2", "begin.json", ".metadata", "manifest.json"])
