@@ -248,7 +248,6 @@ class SpotAgent(LocalElasticAgent):
             events.emit("notice_withdrawn", f"{notice.source}: the notice was withdrawn", **fields)
             if self._leaving.withdraw(notice):
                 self._membership.drain(None)
-                self._leaving.told = False
                 self._incidents.withdrawn()
         elif notice.grade is Grade.MAY:
             events.emit("notice_may", f"{notice.source}: {notice.detail}; the next step is saved", **fields)
@@ -264,7 +263,7 @@ class SpotAgent(LocalElasticAgent):
     def _drain(self) -> Drain | None:
         """What the job has been told of this node, by itself or by another."""
         standing = self._membership.standing()
-        return standing.drains.get(standing.node_id)
+        return self._leaving.in_force(standing.drains.get(standing.node_id))
 
     # -- what the actions do
 

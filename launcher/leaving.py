@@ -18,6 +18,8 @@ class Leaving:
         self.signum: signal.Signals | None = None  # of a signal that ends this node and is no notice
         self.notices: dict[str, Notice] = {}  # those that say this node will go, by id
         self.told = False  # the other nodes know
+        self._said: Drain | None = None  # what this node told them last ...
+        self._withdrawn: Drain | None = None  # ... and what it has taken back, though etcd may still show it
 
     @property
     def wanted(self) -> bool:
@@ -26,7 +28,14 @@ class Leaving:
     def withdraw(self, notice: Notice) -> bool:
         """Whether that was the last reason to go."""
         known = self.notices.pop(notice.id, None) is not None
-        return known and not self.wanted
+        last = known and not self.wanted
+        if last:
+            self.told, self._withdrawn = False, self._said
+        return last
+
+    def in_force(self, drain: Drain | None) -> Drain | None:
+        """`drain`, which etcd shows of this node, unless this node has taken it back."""
+        return None if drain == self._withdrawn else drain
 
     def seconds_left(self, now_s: float, drain: Drain | None = None) -> float:
         """Until this node goes; `drain` is what another said of it. `now_s` is monotonic."""
@@ -44,7 +53,9 @@ class Leaving:
         """What the other nodes are told."""
         notice = next(iter(self.notices.values()), None)
         source = notice.source if notice else self.signum.name if self.signum else "drained"
-        return Drain(node_id, self.seconds_left(now_s), source, notice.detail if notice else "")
+        self._said = Drain(node_id, self.seconds_left(now_s), source, notice.detail if notice else "")
+        self._withdrawn = None if self._said == self._withdrawn else self._withdrawn
+        return self._said
 
     def why(self, drain: Drain | None) -> str:
         """For people."""

@@ -22,7 +22,7 @@ EVALUATED_AT, HANGS_AT = 10, 20
 
 
 def evaluate() -> None:
-    time.sleep(4.0)
+    time.sleep(3.0)
 
 
 def never_returns() -> None:

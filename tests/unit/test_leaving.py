@@ -53,6 +53,19 @@ def test_withdrawing_the_last_notice_keeps_the_node(also: bool, last: bool) -> N
     assert not leaving.withdraw(notice("never heard", 0.0))
 
 
+def test_what_was_taken_back_is_not_in_force_though_etcd_still_shows_it_and_may_be_said_again() -> None:
+    leaving = Leaving(30.0)
+    leaving.notices["a"] = notice("a", 120.0)
+    said, leaving.told = leaving.record("n", 100.0), True
+    assert leaving.in_force(said) == said
+    leaving.withdraw(notice("a", 0.0))
+    assert leaving.in_force(said) is None and not leaving.told
+    other = Drain("n", 5.0, "spotrun drain")
+    assert leaving.in_force(other) == other and leaving.in_force(None) is None
+    leaving.notices["a"] = notice("a", 120.0)
+    assert leaving.in_force(leaving.record("n", 100.0)) == said, "as at first, to the word"
+
+
 def test_what_is_not_known_to_be_safe_is_told() -> None:
     assert unsaved(failed=False, cooperative=False)[0] == "state_unknown"
     kind, why = unsaved(failed=False, cooperative=True)
