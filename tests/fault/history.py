@@ -96,7 +96,8 @@ def violations(history: History, reference: Mapping[int, float], bound_s: float)
 def detections(history: History) -> dict[int, float]:
     """By the index of a fault: how long until the next round was told of, if that is without its nodes.
 
-    A node that is back under its own name before that is in it. Of a round that none has survived nobody can tell.
+    A node that is back under its own name before that is in it. A node that was in no round is missed by nobody, and
+    of a round that none has survived nobody can tell.
     """
     told: dict[int, float] = {}
     rounds: dict[int, Formed] = {}
@@ -108,6 +109,8 @@ def detections(history: History) -> dict[int, float]:
         before = next((one for one in reversed(rounds.values()) if one.at_s <= harm.at_s), None)
         following = next((one for one in rounds.values() if one.at_s > harm.at_s), None)
         if before is None or following is None or set(harm.nodes) & set(following.nodes):
+            continue
+        if not set(harm.nodes) & set(before.nodes):
             continue
         meanwhile = (one for one in history.harms if one.planned or before.at_s <= one.at_s < following.at_s)
         if set(before.nodes) - {name for one in meanwhile for name in one.nodes}:
@@ -167,7 +170,10 @@ def _numbers(history: History) -> Iterator[Violation]:
 
 
 def _continues(history: History, bound_s: float) -> Iterator[Violation]:
-    """Within a round step follows step, and a round never begins beyond what had been reached."""
+    """Within a round step follows step, and a round never begins beyond what had been reached.
+
+    A rank 0 that dies as it is about to write its line leaves one out that the others made.
+    """
     reached, last = 0, None
     for line in history.steps:
         if last is not None and line.round < last.round:
@@ -175,7 +181,7 @@ def _continues(history: History, bound_s: float) -> Iterator[Violation]:
         if last is not None and line.round == last.round:
             if line.step != last.step + 1:
                 yield Violation("no step lost", f"round {line.round} made step {line.step} after step {last.step}")
-        elif line.step > reached + 1:
+        elif line.step > reached + 1 + (last is not None and _unplanned(history, last, line, bound_s)):
             yield Violation("no step lost", f"round {line.round} began with step {line.step}, reached was {reached}")
         elif last is not None and line.step <= reached:
             yield from _recomputed(history, last, line, reached, bound_s)
@@ -185,12 +191,17 @@ def _continues(history: History, bound_s: float) -> Iterator[Violation]:
 def _recomputed(history: History, last: Step, line: Step, reached: int, bound_s: float) -> Iterator[Violation]:
     """Steps are made again only after something that nobody was told of in time."""
     again = reached - line.step + 1
-    unplanned = (harm for harm in history.harms if not harm.planned)
-    if not any(harm.at_s <= line.at_s and harm.healed_s + bound_s >= last.at_s for harm in unplanned):
+    if not _unplanned(history, last, line, bound_s):
         yield Violation("notices cost no step", f"{again} steps were made again from step {line.step} on")
     elif history.snapshots_every is not None and again > history.snapshots_every:
         text = f"{again} steps were made again from step {line.step} on, allowed are {history.snapshots_every}"
         yield Violation("bounded loss", text)
+
+
+def _unplanned(history: History, last: Step, line: Step, bound_s: float) -> bool:
+    """Whether something that nobody was told of in time may be why `line` does not follow `last`."""
+    unplanned = (harm for harm in history.harms if not harm.planned)
+    return any(harm.at_s <= line.at_s and harm.healed_s + bound_s >= last.at_s for harm in unplanned)
 
 
 def _commits(history: History) -> Iterator[Violation]:

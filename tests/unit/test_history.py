@@ -74,7 +74,10 @@ def test_a_round_that_two_nodes_know_differently_is_told() -> None:
 
 def test_a_step_that_is_left_out_is_told_within_a_round_and_between_two() -> None:
     assert promises(steps=steps((1, 1, 2), (3, 1, 2))) == ["no step lost"]
-    assert promises(steps=steps((1, 1, 2), (3, 2, 1)), commits=()) == ["no step lost"]
+    assert promises(steps=steps((1, 1, 2), (3, 2, 1)), commits=(), harms=(NOTICE,)) == ["no step lost"]
+    died = (Harm("kill worker", (), 0.5, 0.5, charged=1),)  # rank 0, before it wrote its line
+    assert promises(steps=steps((1, 1, 2), (3, 2, 1)), commits=(), harms=died) == []
+    assert promises(steps=steps((1, 1, 2), (4, 2, 1)), commits=(), harms=died) == ["no step lost"]
 
 
 def test_steps_made_again_are_told_after_notices_alone_and_beyond_what_a_loss_may_cost() -> None:
@@ -103,6 +106,11 @@ def test_a_loss_that_is_noticed_too_late_is_told_unless_etcd_was_away_meanwhile(
     late = (*GOOD.formed[:2], formed(2, "a", at_s=6.0))
     assert promises(formed=late) == ["bounded detection"]
     assert promises(formed=late, harms=(*GOOD.harms, Harm("kill etcd", (), 2.0, 5.0, etcd=True))) == []
+
+
+def test_nobody_misses_a_node_that_was_in_no_round() -> None:
+    late = (*GOOD.formed[:2], formed(2, "a", "b", "c", at_s=12.0))
+    assert promises(formed=late, harms=(*GOOD.harms, Harm("kill node", ("d",), 3.0, 3.0))) == []
 
 
 def test_nobody_can_tell_of_a_round_that_none_has_survived() -> None:
