@@ -87,7 +87,7 @@ def _out_of_memory(field: Field, pick: int) -> Iterator[Said]:
     group = field.around.memory
     assert group is not None
     for worker in field.any(pick).workers():
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError, psutil.TimeoutExpired):  # it has just ended, or touches none while it waits
             (group / "cgroup.procs").write_text(str(worker.pid))
             worker.wait(20)  # until it touches one page more
     yield {"charged": 1}
