@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from spotrun.errors import JobRefused
+from spotrun.errors import RegionRefused
 from spotrun.launcher.notices.alibaba import AlibabaSource
 from spotrun.launcher.notices.aws import AwsSource
 from spotrun.launcher.notices.azure import AzureSource
@@ -38,15 +38,17 @@ def find(
 
 
 def check(where: Where, regions: Sequence[str]) -> None:
-    """Raises JobRefused where this machine is none of the job's `regions`, patterns such as eu-*; none: it may be."""
+    """Raises RegionRefused where this machine is in none of `regions`, patterns such as eu-*; without any it may be."""
     if not regions or any(fnmatch.fnmatch(where.region, pattern) for pattern in regions):
         return
     allowed = ",".join(regions)
     if not where.region:
-        raise JobRefused(
+        raise RegionRefused(
             f"The region of this machine is not known, and --regions={allowed} asks for it: give --region=NAME."
         )
-    raise JobRefused(f"This machine is in {where.region}, outside of --regions={allowed}: it takes no part in the job.")
+    raise RegionRefused(
+        f"This machine is in {where.region}, outside of --regions={allowed}: it takes no part in the job."
+    )
 
 
 def _ask(cloud: MetadataSource) -> Where | None:

@@ -36,8 +36,7 @@ def scratch() -> Iterator[dict[str, str]]:
                 wipe(left)
             finally:
                 os.close(lock)
-    directory = Path(tempfile.mkdtemp(prefix=prefix))
-    lock = _lock(directory)
+    directory, lock = _make(prefix)
     try:
         for name in CACHES.values():
             (directory / name).mkdir()
@@ -47,8 +46,19 @@ def scratch() -> Iterator[dict[str, str]]:
         os.close(lock)
 
 
+def _make(prefix: str) -> tuple[Path, int]:
+    """A new directory and the lock on it, unless an agent that started just now has taken it for a dead one's."""
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=prefix))
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            lock = _lock(directory)
+            if directory.exists():
+                return directory, lock
+            os.close(lock)
+
+
 def wipe(directory: Path) -> None:
-    """Overwrite all files, then remove the directory. Links are removed, and what they lead to stays."""
+    """Overwrite all files, then remove the directory. Links, hard ones too, are removed; what they lead to stays."""
     for folder, _, names in os.walk(directory):
         for name in names:
             with contextlib.suppress(OSError):
@@ -59,7 +69,8 @@ def wipe(directory: Path) -> None:
 def _overwrite(path: Path) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        left = os.fstat(fd).st_size
+        found = os.fstat(fd)
+        left = found.st_size if found.st_nlink == 1 else 0  # a hard link: the same file has a name elsewhere
         while left > 0:
             left -= os.write(fd, bytes(min(CHUNK, left)))
         os.fsync(fd)

@@ -79,7 +79,7 @@ def agent_options(
         notice=("auto",) if notice is None else tuple(name.strip() for name in notice.split(",")),
         hang_timeout_s=None if hang_timeout is None else parse_hang_timeout(hang_timeout),
         region=region or "",
-        regions=parse_regions(regions or ""),
+        regions=() if regions is None else parse_regions(regions),
         wipe_on_exit=wipe_on_exit not in (None, False, "", "0"),
         replicas=1 if replicas is None else parse_replicas(replicas),
         audit=None if audit is None else Path(os.path.abspath(os.path.expanduser(audit))),
@@ -120,8 +120,11 @@ def parse_hang_timeout(value: str) -> float:
 
 
 def parse_regions(value: str) -> tuple[str, ...]:
-    """The patterns of `--regions`."""
-    return tuple(pattern for part in value.split(",") if (pattern := part.strip()))
+    """The patterns of `--regions`. An empty list, as of a variable that is not set, must not mean: anywhere."""
+    patterns = tuple(pattern for part in value.split(",") if (pattern := part.strip()))
+    if not patterns:
+        raise UsageError(f"--regions={value} names no region: give some, such as eu-*,uk-*, or leave it out.")
+    return patterns
 
 
 def parse_replicas(value: str) -> int:

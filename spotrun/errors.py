@@ -9,6 +9,7 @@
     │   ├── LeaseLost                   3   etcd says that the lease is gone
     │   └── BadRecord                   3   what lies in etcd is not a record of this protocol
     ├── JobRefused                      4   the job exists and does not take this node
+    │   └── RegionRefused               6   this machine is not where the job's machines may be
     ├── CheckpointError                 5   a checkpoint could not be written, found or trusted
     └── DataError                       2   a dataset or batch setting that cannot give exact data
 
@@ -67,6 +68,15 @@ class JobRefused(SpotrunError):
     """Raised on joining a job that has ended, has other settings, or already has a node of that name."""
 
     exit_code = 4
+
+
+class RegionRefused(JobRefused):
+    """Raised before anything is read on a machine that is outside --regions, or may be: another one may do.
+
+    A code of its own: a 4 ends the whole Job on Kubernetes, and one pod in a wrong place must not.
+    """
+
+    exit_code = 6
 
 
 class CheckpointError(SpotrunError):

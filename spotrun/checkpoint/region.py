@@ -29,7 +29,7 @@ def check_region(storage: Storage, environ: Mapping[str, str] = os.environ) -> s
         region = environ.get(DECLARED_ENV, "") or region_of(storage, environ)
     except Exception as error:  # whatever the storage's library raises
         why = f"the region of {storage.url} cannot be asked for ({type(error).__name__}: {error})"
-        raise CheckpointError(f"{why}: set {DECLARED_ENV}, or allow it") from error
+        raise CheckpointError(f"{why}: set {DECLARED_ENV}, or allow it", retry=True) from error
     if not region:
         raise CheckpointError(f"the region of {storage.url} is not known, and --regions={allowed}: set {DECLARED_ENV}")
     if not any(fnmatch.fnmatch(region, pattern) for pattern in allowed.split(",")):

@@ -183,6 +183,10 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _run_by_torch(args: argparse.Namespace) -> None:
+    for name in ("regions", "wipe_on_exit"):
+        if getattr(args, name, None) not in (None, False, "0"):  # who relies on it must get more than a warning
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} is not kept by --rdzv-backend={args.rdzv_backend}: leave one of them out.")
     unused = [flag.names[0] for flag in OWN_FLAGS if getattr(args, flag.dest, None) and flag.own_env not in os.environ]
     if unused:
         logger.warning("%s: of no use with --rdzv-backend=%s.", ", ".join(unused), args.rdzv_backend)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import click
 from spotrun.cli.logs import to_stderr
 from spotrun.cli.running_job import RunningJob, of_running_job
 from spotrun.cluster.kubernetes import KubernetesOptions
+from spotrun.config import parse_regions
 from spotrun.errors import UsageError
 from spotrun.pool.decide import Place, Settings
 from spotrun.pool.pool import Pool, check_not_ended
@@ -70,7 +72,7 @@ def pool(
     if settings.most < want:
         raise UsageError(f"--max={most} is less than --want={want}: give at least as many.")
     line = node_line(job, arguments) if provider != "skypilot" else ()
-    check_places(where, provider, arguments)
+    check_places(where, provider, regions_of(arguments, os.environ))
     chosen = choose(provider, job, line, sbatch, KubernetesOptions(image, gpus_per_node), task)
     to_stderr("text", in_place=False)
     with job.client() as client:
@@ -93,17 +95,28 @@ def parse_places(texts: Sequence[str], max_price: float) -> tuple[Place, ...]:
     return tuple(found) or (Place(""),)
 
 
-def check_places(places: Sequence[Place], provider: str, arguments: Sequence[str]) -> None:
-    """Raises UsageError for a place outside of the --regions of the job: its machine would only be refused."""
-    regions = next((word.partition("=")[2] for word in arguments if word.startswith("--regions=")), "")
+def regions_of(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """--regions as the nodes will have them; raises UsageError."""
+    for word, following in zip(arguments, (*arguments[1:], ""), strict=True):
+        flag, equals, value = word.partition("=")
+        if flag == "--regions":
+            return parse_regions(value if equals else following)
+    return parse_regions(environ["SPOTRUN_REGIONS"]) if environ.get("SPOTRUN_REGIONS") else ()
+
+
+def check_places(places: Sequence[Place], provider: str, regions: Sequence[str]) -> None:
+    """Raises UsageError for a place that is not within `regions`: its machine would only be refused."""
+    if not regions or provider not in ("skypilot", "k8s"):  # what others call a place tells nothing
+        return
     for place in places:
-        names = set()  # what of it may be a region, where the provider's places tell
-        if provider == "skypilot" and "/" in place.name:
-            names = {place.name.split("/")[1]}
-        elif provider == "k8s" and place.name:
-            names = {place.name, place.name[:-1], place.name.rpartition("-")[0]}  # eu-west-1b; europe-west4-a
-        if regions and names and not any(fnmatch(name, pattern) for name in names for pattern in regions.split(",")):
-            raise UsageError(f"--place={place.name} is outside of --regions={regions}: leave it out.")
+        if provider == "k8s" and not place.name:  # wherever the cluster is: each node looks for itself
+            continue
+        names = {place.name, place.name[:-1], place.name.rpartition("-")[0]}  # eu-west-1b; europe-west4-a
+        if provider == "skypilot":
+            names = {place.name.partition("/")[2].partition("/")[0]}  # CLOUD/REGION/ZONE
+        if not any(fnmatch(name, pattern) for name in names - {""} for pattern in regions):
+            where = f"--place={place.name} is not" if place.name else "Without --place, machines need not be"
+            raise UsageError(f"{where} within --regions={','.join(regions)}: name places that are.")
 
 
 def node_line(job: RunningJob, arguments: Sequence[str]) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def run(tmp_path: Path, *flags: str, **environ: str) -> subprocess.CompletedProc
 def test_a_machine_outside_takes_no_part_and_one_inside_is_told_of_by_the_ledger(tmp_path: Path) -> None:
     with AwsServer() as server:
         outside = run(tmp_path, "--regions=us-*", SPOTRUN_AWS_METADATA_URL=server.url)
-        assert outside.returncode == 4, outside.stderr
+        assert outside.returncode == 6, outside.stderr
         assert (
             outside.stderr
             == "spotrun: This machine is in eu-west-1, outside of --regions=us-*: it takes no part in the job.\n"

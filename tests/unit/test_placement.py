@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from spotrun import cli
 from spotrun.checkpoint.region import check_region
 from spotrun.checkpoint.storage_local import LocalStorage
-from spotrun.errors import CheckpointError, JobRefused
+from spotrun.errors import CheckpointError, RegionRefused, UsageError
 from spotrun.launcher import placement
 from spotrun.launcher.notices.metadata import Where
 from tests.fakes.clouds import AlibabaServer, AwsServer, AzureServer, GcpServer
@@ -46,7 +47,7 @@ def test_a_machine_inside_may_take_part(region: str) -> None:
 
 @pytest.mark.parametrize(("region", "says"), [("us-east-1", "is in us-east-1, outside"), ("", "is not known")])
 def test_a_machine_outside_or_of_an_unknown_region_is_refused(region: str, says: str) -> None:
-    with pytest.raises(JobRefused, match=says):
+    with pytest.raises(RegionRefused, match=says):
         placement.check(Where(region), ("eu-*",))
 
 
@@ -59,3 +60,11 @@ def test_a_path_is_where_the_machine_is_and_a_bucket_may_be_declared(tmp_path: P
         check_region(storage, {**allowed, "SPOTRUN_REGION": "eu-west-1", "SPOTRUN_STORAGE_REGION": "us-east-1"})
     with pytest.raises(CheckpointError, match="is not known"):
         check_region(storage, allowed)
+
+
+@pytest.mark.parametrize("flag", ["--regions=eu-*", "--wipe-on-exit"])
+def test_torchs_own_backends_which_keep_neither_are_refused(flag: str, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.touch()
+    with pytest.raises(UsageError, match=f"{flag.partition('=')[0]} is not kept by --rdzv-backend=c10d"):
+        cli.main(["--rdzv-backend=c10d", flag, str(script)])

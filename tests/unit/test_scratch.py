@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def test_what_else_has_open_is_overwritten_and_what_links_lead_to_stays(temporar
     directory.mkdir()
     (directory / "link").symlink_to(outside)
     (directory / "secret").write_bytes(b"secret" * 1000)
+    os.link(outside, directory / "hard-link")
     os.mkfifo(directory / "pipe")
     with (directory / "secret").open("rb") as held:
         wipe(directory)
@@ -58,4 +60,21 @@ def test_what_a_killed_agent_left_is_wiped_by_the_next_and_what_a_living_one_has
             assert theirs.exists()
             assert len(list(temporary.iterdir())) == 2, "its own and that of the living one"
         other.communicate("")
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_directory_that_a_starting_agent_took_for_a_dead_ones_is_made_anew(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = tempfile.mkdtemp, []
+
+    def wiped_at_once(prefix: str) -> str:
+        made.append(make(prefix=prefix))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        return made[-1]
+
+    monkeypatch.setattr("tempfile.mkdtemp", wiped_at_once)
+    with scratch() as environment:
+        assert environment["TMPDIR"].startswith(made[1])
     assert list(temporary.iterdir()) == []
