@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,14 +51,20 @@ def recomputed(job: RealJob) -> int:
     return len(steps) - len(set(steps))
 
 
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """The curve without any interruption."""
-    directory = tmp_path_factory.mktemp("reference")
-    command = [sys.executable, str(SCRIPT), str(directory / "out"), str(MOST), "0", "plain"]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(directory)})
-    lines = [json.loads(line) for line in (directory / "out").read_text().splitlines()]
+@functools.cache
+def curve_of_one_process() -> dict[int, float]:
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "out"
+        command = [sys.executable, str(SCRIPT), str(out), str(MOST), "0", "plain"]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": directory})
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines}
+
+
+@pytest.fixture
+def one_process() -> dict[int, float]:
+    """The curve without any interruption; made once for all files that this process tests."""
+    return curve_of_one_process()
 
 
 def assert_the_same_curve(job: RealJob, reference: dict[int, float]) -> None:
