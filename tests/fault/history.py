@@ -183,14 +183,14 @@ def _continues(history: History, bound_s: float) -> Iterator[Violation]:
                 yield Violation("no step lost", f"round {line.round} made step {line.step} after step {last.step}")
         elif line.step > reached + 1 + (last is not None and _unplanned(history, last, line, bound_s)):
             yield Violation("no step lost", f"round {line.round} began with step {line.step}, reached was {reached}")
-        elif last is not None and line.step <= reached:
-            yield from _recomputed(history, last, line, reached, bound_s)
+        elif last is not None and line.step <= last.step:
+            yield from _recomputed(history, last, line, bound_s)
         reached, last = max(reached, line.step), line
 
 
-def _recomputed(history: History, last: Step, line: Step, reached: int, bound_s: float) -> Iterator[Violation]:
+def _recomputed(history: History, last: Step, line: Step, bound_s: float) -> Iterator[Violation]:
     """Steps are made again only after something that nobody was told of in time."""
-    again = reached - line.step + 1
+    again = last.step - line.step + 1
     if not _unplanned(history, last, line, bound_s):
         yield Violation("notices cost no step", f"{again} steps were made again from step {line.step} on")
     elif history.snapshots_every is not None and again > history.snapshots_every:

@@ -84,6 +84,11 @@ def test_steps_made_again_are_told_after_notices_alone_and_beyond_what_a_loss_ma
     assert promises(harms=(NOTICE,)) == ["notices cost no step"]
     long_ago = Harm("kill all nodes", (), at_s=-9.0, healed_s=-9.0)
     assert promises(harms=(NOTICE, long_ago)) == ["notices cost no step"]
+    killed = Harm(
+        "kill worker", (), 19.5, 19.5, charged=1
+    )  # its loss is no longer made good when the next round begins
+    lost_before = steps(*((step, 1, 1) for step in range(1, 21)), *((step, 2, 1) for step in range(5, 10)), (10, 3, 2))
+    assert promises(steps=lost_before, commits=(), formed=(), harms=(killed,), snapshots_every=None) == []
     again = steps((1, 1, 2), (2, 1, 2), (3, 1, 2), (2, 2, 1))
     assert promises(steps=again, commits=(), harms=(dataclasses.replace(KILLED, at_s=2.5),)) == ["bounded loss"]
 
