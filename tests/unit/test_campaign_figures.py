@@ -18,5 +18,7 @@ def test_the_jobs_of_several_runs_make_one_table(tmp_path: Path) -> None:
     jobs = load([*runs, tmp_path / "not there"])
     assert jobs[2].broken == ["one world: there were two"]
     said, _, *rows = table(jobs).splitlines()
-    assert said == "3 faults in 3 jobs, 6 rounds, 15 steps; 1 jobs broke promises."
-    assert rows[2:] == ["| kill node | 2 | 1 | 0.4 s | 1.0 s |", "| all | 2 | 1 | 0.4 s | 1.0 s |"]
+    assert said == (
+        "3 faults in 3 jobs, 1 of them broke promises. 6 rounds, 15 steps. Pauses: median 1.0 s, worst 1.0 s."
+    )
+    assert rows[2:] == ["| kill node | 2 | 1 | 0.4 s |", "| all | 2 | 1 | 0.4 s |"]
