@@ -14,6 +14,7 @@ SUITE: dict[str, tuple[str, ...]] = {
     "recovery": ("--launchers=spotrun,spotrun-api,torchrun", "--scenarios=kill,worker,term,join", "--repeat=3"),
     "notice": ("--repeat=5",),
     "rendezvous_scale": ("--repeat=1",),
+    "snapshot": ("--mb=100,500",),
     "agreed_step": ("--blocks=20",),
     "same_curve": ("--types=float32",),
     "goodput": ("--repeat=1", "--seconds=60"),

@@ -135,6 +135,8 @@ def _launch(
 def _for_the_training_api(options: AgentOptions, where: Where) -> dict[str, str]:
     """What the workers' side of the training API is told in their environment."""
     environment = {"SPOTRUN_REPLICAS": str(options.replicas), "SPOTRUN_ALONE": str(int(options.alone))}
+    if where.zone or where.region:
+        environment["SPOTRUN_ZONE"] = where.zone or where.region  # copies of snapshots go to another one
     if options.regions:
         environment |= {"SPOTRUN_REGIONS": ",".join(options.regions), "SPOTRUN_REGION": where.region}
     if options.audit is not None:

@@ -7,6 +7,7 @@ uses meanwhile: worker l of node i sends to node i + 1, i + 2, ... and keeps wha
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
@@ -28,6 +29,20 @@ def targets(nodes: Sequence[Sequence[int]], rank: int, copies: int, leaving: Col
     circle = [nodes[(here + offset) % len(nodes)] for offset in range(1, len(nodes))]
     staying = [ranks for ranks in circle if not set(ranks) & set(leaving)]
     return [ranks[place % len(ranks)] for ranks in staying[:copies]]
+
+
+def circle(nodes: Sequence[Sequence[int]], zones: Sequence[int]) -> list[Sequence[int]]:
+    """`nodes` so that neighbours are in different zones, as far as these allow.
+
+    `zones` by node. Those of one zone stand in a row first, the largest zone in front; then the two halves of the row
+    take turns. With one zone, or none known, the order stays as it is.
+    """
+    if len(set(zones)) == 1:
+        return list(nodes)
+    row = sorted(range(len(nodes)), key=lambda index: (-list(zones).count(zones[index]), zones[index], index))
+    half = -(-len(row) // 2)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(row[:half], row[half:]))
+    return [nodes[index] for index in turns if index is not None]
 
 
 class Replicas:

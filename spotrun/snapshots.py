@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +19,14 @@ from spotrun import events
 from spotrun.link import Place
 from spotrun.memory import Local, Memory, Stamp, join, split, state_bytes
 from spotrun.recall import Recall
-from spotrun.replicas import Replicas, targets
+from spotrun.replicas import Replicas, circle, targets
 
 if TYPE_CHECKING:
     from spotrun.job_state import Tracked
 
 logger = logging.getLogger("spotrun")
 
+ZONE_ENV = "SPOTRUN_ZONE"  # where this machine is, as the launcher found out
 RESERVE = 0.1  # of what is free, left for everything else on the node
 TURNS = 2
 CGROUP = Path("/sys/fs/cgroup")
@@ -53,6 +56,7 @@ class Snapshots:
         self._tracked = tracked
         self._group = group
         self._nodes = self._layout()
+        self._circle = circle(self._nodes, self._zones())
         self._copies = min(copies, len(self._nodes) - 1) if tracked.sharded else 0
         self._leaving: frozenset[int] = frozenset()  # ranks whose nodes are about to go
         self._fits: bool | None = None  # not known before the first snapshot
@@ -130,7 +134,7 @@ class Snapshots:
         self._keep(step, extra, own, replicate=replicate, final=True)
         safe = self._memory.wait(within_s if replicate else None)  # in this node's own memory it is at once
         if goes and self._tracked.sharded:
-            safe = safe and replicate and bool(targets(self._nodes, self._place.rank, self._copies, self._leaving))
+            safe = safe and replicate and bool(targets(self._circle, self._place.rank, self._copies, self._leaving))
         if safe:
             self.step = step
         return safe
@@ -162,7 +166,7 @@ class Snapshots:
         stamp = Stamp(place.round, step, place.rank, place.world_size, part, parts)
         then = None
         if replicate and self._copies and self._group is not None:
-            then = Replicas(self._memory, self._group, self._nodes, self._copies, self._leaving).exchange
+            then = Replicas(self._memory, self._group, self._circle, self._copies, self._leaving).exchange
         rest = {"extra": dict(extra), "own": own, "final": final}
         self._memory.keep(stamp, self._tracked.state(), rest, then)
         if self._tracked.has_buffers:
@@ -219,6 +223,11 @@ class Snapshots:
         for rank, node in enumerate(self.told(self._place.node)):
             nodes.setdefault(node, []).append(rank)
         return [nodes[node] for node in sorted(nodes)]
+
+    def _zones(self) -> list[int]:
+        """Of each node."""
+        zones = self.told(zlib.crc32(os.environ.get(ZONE_ENV, "").encode()))
+        return [zones[ranks[0]] for ranks in self._nodes]
 
     def told(self, value: int) -> list[int]:
         """`value` of every rank."""

@@ -11,7 +11,7 @@ import torch
 from spotrun.errors import BadRecord
 from spotrun.memory import Memory, PrivateShelf, Stamp, join
 from spotrun.recall import Holding, Recall, choose
-from spotrun.replicas import targets
+from spotrun.replicas import circle, targets
 from spotrun.segment import Segment, decode_head, spread
 from spotrun.snapshots import free_bytes
 
@@ -160,3 +160,16 @@ def test_files_that_the_kernel_would_drop_count_as_free_in_a_container(tmp_path:
     assert free_bytes(tmp_path) == 1500
     (tmp_path / "memory.max").write_text("max\n")
     assert free_bytes(tmp_path) > 1 << 20, "what the machine has"
+
+
+def test_copies_go_to_another_zone_where_there_is_one() -> None:
+    nodes = [[0], [1], [2], [3]]
+    assert circle(nodes, [7, 7, 7, 7]) == nodes
+    for zones in ([1, 1, 2, 2], [1, 2, 2, 1], [1, 2, 3, 1]):
+        arranged = circle(nodes, zones)
+        assert sorted(arranged) == nodes
+        for rank in range(4):
+            (target,) = targets(arranged, rank, 1)
+            assert zones[target] != zones[rank]
+    received = [targets(circle(nodes, [1, 1, 1, 2]), rank, 1)[0] for rank in range(4)]
+    assert sorted(received) == [0, 1, 2, 3], "each keeps as many copies as before"
