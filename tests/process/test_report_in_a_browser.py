@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ def browser(tmp_path: Path) -> Iterator[Any]:
         options.add_argument(word)
     options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(
-        options=options, service=webdriver.ChromeService(str(DRIVER), env={**os.environ, "TMPDIR": str(tmp_path)})
-    )
-    yield driver
-    driver.quit()
+    # chromium makes a socket there, and ends where its path is too long for one.
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as short:
+        service = webdriver.ChromeService(str(DRIVER), env={**os.environ, "TMPDIR": short})
+        driver = webdriver.Chrome(options=options, service=service)
+        yield driver
+        driver.quit()
 
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no browser here: apt-get install chromium chromium-driver")
