@@ -31,11 +31,11 @@ from spotrun.audit import AuditWriter
 from spotrun.checkpoint_policy import Every, parse_every, snapshot_steps
 from spotrun.consensus import Consensus
 from spotrun.data import Batches, MapDataset
-from spotrun.errors import CheckpointError, UsageError
+from spotrun.errors import UsageError
 from spotrun.link import Link, Place
 from spotrun.parting import Choice, Parting, choose, lost
 from spotrun.progress import Teller
-from spotrun.save_history import SaveHistory
+from spotrun.saves import Captured, Saves
 from spotrun.streams import ResumableLoader, Stream, pack, unpack
 from spotrun.utilisation import Utilisation
 
@@ -43,14 +43,12 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
 
-    from spotrun.checkpoint import SaveHandle, Saver, Storage
     from spotrun.job_state import Tracked
     from spotrun.memory import Memory
     from spotrun.snapshots import Found, Snapshots
 
 logger = logging.getLogger("spotrun")
 
-ALONE_ENV = "SPOTRUN_ALONE"  # what `spotrun --standalone` sets for its workers
 AUDIT_ENV = "SPOTRUN_AUDIT"  # what `spotrun --audit DIR` sets for its workers
 REPLICAS_ENV = "SPOTRUN_REPLICAS"  # what `spotrun --replicas N` sets for its workers
 SNAPSHOT_SAMPLES = 3
@@ -95,25 +93,19 @@ class Job:
         self.device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self.steps = 0  # optimizer steps committed since the training began
         self._place = place
-        self._run_id = place.run_id
         self._unplanned = place.unplanned
         self._link = link
         self._wanted = link.wanted if link is not None else wanted if wanted is not None else set()
         self._memory = memory
         self._options = options
-        self._every = options.every
+        self._saves = Saves(place, link, options.every, self._capture)
         self._batches: list[Batches] = []
         self._streams: list[Stream] = []
         self._positions: list[dict[str, Any]] = []  # restored, for batches that are made later
         self._tracked: Tracked | None = None
         self._groups: list[dist.ProcessGroup] = []
         self._consensus = Consensus(self._new_group())
-        self._storage: Storage | None = None
-        self._saver: Saver | None = None
-        self._saving: SaveHandle | None = None
         self._snapshots: Snapshots | None = None
-        self._saved_step = -1  # of the last save that was begun, or that was restored; equal on all ranks
-        self._history = SaveHistory()
         self._step_s: float | None = None
         self._utilisation = Utilisation()
         self._stepped_s = time.monotonic()
@@ -196,7 +188,7 @@ class Job:
         self._utilisation.step(took_s, sum(batches.waited_s for batches in self._batches))
         self._step_s = took_s if self._step_s is None else 0.9 * self._step_s + 0.1 * took_s
         wishes = set(self._wanted)
-        if save or self._is_save_due():
+        if save or (self._tracked is not None and self._saves.due(self.steps)):
             wishes.add("save")
         if self._snapshots is not None:
             wishes |= self._snapshots.wishes()
@@ -205,9 +197,11 @@ class Job:
         if "leave" in granted:
             self.mark("agreed")
             self._leave(durable="durable" in granted or "durable" in self._wanted)
-        save = "save" in granted or self._is_save_due_by_steps()
+        save = "save" in granted or self._saves.due_by_steps(self.steps)
         if save:
-            self._save()
+            self._wanted.discard("save")
+            if self._tracked is not None:
+                self._saves.begin(self.steps)
         # A step that is saved is kept in memory, too, which is thereby as new as what is durable.
         if self._snapshots is not None and self._snapshots.due(self.steps, 1 if save else every, granted):
             self._snapshots.take(self.steps, self._extra(), self._own())
@@ -215,7 +209,7 @@ class Job:
         if self._link is not None:
             self._link.step = self.steps
         if self._teller is not None and self._teller.due(took_s, now_s):
-            self._learn_cost()
+            self._saves.learn_cost()
             self._teller.tell(
                 now_s,
                 loss,
@@ -223,7 +217,7 @@ class Job:
                 samples=self._samples,
                 snapshot_step=self._snapshots.step if self._snapshots is not None else 0,
                 replica_step=self._snapshots.replica_step if self._snapshots is not None else 0,
-                commit_step=self._history.durable_step,
+                commit_step=self._saves.history.durable_step,
                 checkpoint_s=self._utilisation.checkpoint_s,
                 **self._utilisation.shares(self._tracked.models if self._tracked is not None else ()),
             )
@@ -261,9 +255,11 @@ class Job:
         """`train` has returned: save the end, and wait for it."""
         if self._link is not None:
             self._link.busy(True)  # to the end: no step will come any more
-        self._wait_for_save(LAST_SAVE_S)
-        if self._saver is not None and self.steps > self._saved_step and (why := self._save_now(LAST_SAVE_S)[0]):
-            self._tell_lost(why)
+        self._saves.wait(LAST_SAVE_S)
+        if self._saves.possible and self.steps > self._saves.saved_step:
+            why, _ = self._saves.finish(self.steps, LAST_SAVE_S)
+            if why:
+                self._tell_lost(why)
         self.close()
 
     def close(self) -> None:
@@ -272,8 +268,7 @@ class Job:
             batches.close()
         for audit in self._audits:
             audit.close()
-        if self._saver is not None:
-            self._saver.close(0.0)
+        self._saves.close()
         if self._snapshots is not None:
             self._snapshots.idle(CLOSE_S)  # its group is about to go
         self._groups = []
@@ -302,48 +297,12 @@ class Job:
                     "Sharded parameters (FSDP) need spotrun.run(..., checkpoint_dir=...): no rank has the whole state."
                 )
             return
-        from spotrun.checkpoint import Saver, claim, open_storage
-        from spotrun.checkpoint.region import check_region
-
-        self._storage = open_storage(self._options.checkpoint_dir)
-        region = check_region(self._storage)
-        if self.rank == 0:
-            if self._link is not None and region:
-                self._link.kept(self._storage.url, region)
-            # A run of this machine alone has another id each time; only jobs of several nodes have one that lasts.
-            alone = self._link is None or os.environ.get(ALONE_ENV) == "1"
-            try:
-                claim(self._storage, self._run_id, take_over=alone)
-            except CheckpointError:
-                raise
-            except Exception as error:  # whatever the storage's library raises
-                why = f"checkpoint_dir={self._storage.url} cannot be used: {type(error).__name__}: {error}"
-                raise CheckpointError(why, retry=True) from error
-        self._saver = Saver(
-            self._storage,
-            run_id=self._run_id,
-            group=self._new_group(),
-            fence=self._fence,
-            record=self._record,
-            deleted=self._forget,
+        self._saves.open(
+            self._options.checkpoint_dir,
+            self._new_group(),
             keep_last=self._options.keep_last,
             keep_every=self._options.keep_every,
         )
-
-    def _fence(self, manifest: Any) -> None:
-        if self._link is not None and not self._link.ask("fence", self.round, manifest.step, manifest.name):
-            raise CheckpointError(f"round {self.round} is over: step {manifest.step} must not be published any more")
-
-    def _record(self, manifest: Any) -> None:
-        if self._link is not None:
-            self._link.ask("record", self.round, manifest.step, manifest.name)
-
-    def _forget(self, name: str) -> None:
-        from spotrun.checkpoint.manifest import parse_name
-
-        parsed = parse_name(name)
-        if self._link is not None and parsed is not None:
-            self._link.forget(parsed[0], name)
 
     def _restore(self) -> bool:
         assert self._tracked is not None
@@ -356,17 +315,16 @@ class Job:
         found = self._snapshots.find()
         if found is not None and self._is_best(found) and self._snapshots.load(found):
             self._resume(found.extra, found.own)
-            self._history.owed = self._history.unfinished
+            self._saves.history.owed = self._saves.history.unfinished
             events.emit("restored", level=logging.DEBUG, source="memory", step=self.steps, round=self.round)
-        elif self._storage is not None:
+        elif self._saves.storage is not None:
             state = self._tracked.state()
-            loaded = load(self._storage, state, group=group, verify=self._options.verify)
+            loaded = load(self._saves.storage, state, group=group, verify=self._options.verify)
             if loaded is not None:
                 self._tracked.load(state)
                 ranks = loaded.rank_states
                 self._resume(loaded.extra, ranks[self.rank] if len(ranks) == self.world_size else None, ranks[0])
-                self._saved_step = self._history.durable_step = self.steps
-                self._history.begun(self.steps)
+                self._saves.restored(self.steps)
             else:
                 self._tracked.forget()
         self._snapshots.step = self.steps
@@ -376,10 +334,11 @@ class Job:
     def _is_best(self, found: Found) -> bool:
         """Whether the snapshot in memory is newer than what is durable, and has all that the streams need."""
         assert self._snapshots is not None
-        if self._storage is not None and not found.final:
+        storage = self._saves.storage
+        if storage is not None and not found.final:
             from spotrun.checkpoint import list_checkpoints, newest
 
-            durable = newest(list_checkpoints(self._storage)) if self.rank == 0 else None
+            durable = newest(list_checkpoints(storage)) if self.rank == 0 else None
             if self._snapshots.told(0 if durable is None else durable.step)[0] > found.step:
                 return False
         # Those that differ from rank to rank need each rank's own word.
@@ -389,7 +348,7 @@ class Job:
         """`own`: what this rank kept for itself; None where it kept nothing, or where the world had another size."""
         self.steps = int(extra["step"])
         if "saves" in extra:
-            self._history.load_state_dict(extra["saves"], self._unplanned)
+            self._saves.history.load_state_dict(extra["saves"], self._unplanned)
         self._positions = list(extra["data"])
         for batches, position in zip(self._batches, self._positions, strict=False):
             batches.load_state_dict(position)
@@ -402,12 +361,16 @@ class Job:
             if index < len(kept):
                 stream.load_state_dict(unpack(kept[index]))  # refuses that of another rank
 
+    def _capture(self) -> Captured:
+        assert self._tracked is not None
+        return Captured(self._tracked.state(), self._extra(), self._own())
+
     def _extra(self) -> dict[str, Any]:
-        self._learn_cost()
+        self._saves.learn_cost()
         return {
             "step": self.steps,
             "data": [batches.state_dict() for batches in self._batches],
-            "saves": self._history.state_dict(self.round),
+            "saves": self._saves.history.state_dict(self.round),
             "streams": [pack(stream.state_dict()) if stream.elastic else None for stream in self._streams],
         }
 
@@ -429,57 +392,11 @@ class Job:
             batches.on_step = audit.committed
             self._audits.append(audit)
 
-    def _is_save_due_by_steps(self) -> bool:
-        """All ranks count alike."""
-        by_steps = self._saver is not None and self._every.unit == "steps"
-        history = self._history
-        return by_steps and self._every.due(history.since(self.steps)[0], 0.0, history.cost, history.losses)
-
-    def _is_save_due(self) -> bool:
-        """Clocks differ: rank 0 decides for all, by the consensus."""
-        if self.rank != 0 or self._saver is None or self._tracked is None:
-            return False
-        if self._history.owed:
-            return True
-        if self._every.unit == "steps":
-            return False
-        self._learn_cost()
-        cost, losses = self._history.cost, self._history.losses
-        return self._every.due(*self._history.since(self.steps), cost, losses)
-
-    def _learn_cost(self) -> None:
-        handle = self._saving
-        if handle is not None and handle.done():
-            self._saving = None
-            history = self._history
-            if handle.durable_s is not None:
-                history.cost = history.cost.measured(handle.blocked_s, handle.durable_s, size_bytes=handle.staged_bytes)
-                history.durable_step = handle.step
-
-    def _save(self) -> SaveHandle | None:
-        self._wanted.discard("save")
-        if self._saver is None or self._tracked is None:
-            return None
-        self._learn_cost()
-        self._history.owed = False
-        handle = self._saver.save(
-            self._tracked.state(),
-            step=self.steps,
-            round=self.round,
-            extra=self._extra(),
-            rank_state=self._own(),
-        )
-        # Where an earlier save is still under way, this one is left out, and the next is due after the interval.
-        self._history.begun(self.steps)
-        if handle is not None:
-            self._saving, self._saved_step = handle, self.steps
-        return handle
-
     def _snapshot_every(self, step_s: float) -> int:
         """In steps. The first few tell what one costs; the first of all is dearer, since it imports and allocates."""
         if len(self._memory.costs_s) < SNAPSHOT_SAMPLES:
             return 1
-        return snapshot_steps(min(self._memory.costs_s), step_s, self._history.losses.loss_s)
+        return snapshot_steps(min(self._memory.costs_s), step_s, self._saves.history.losses.loss_s)
 
     def _leave(self, *, durable: bool) -> None:
         """The agreed step: make the state safe and go. It is in memory of nodes that stay, or else saved durably."""
@@ -501,12 +418,12 @@ class Job:
         # A second node's notice may have come since the first one was agreed on: what any rank knows by now counts, so
         # the ranks meet here once more even where their memory will do.
         unsafe, too_few, left_s, need_s, pending_s = self._consensus.worst(
-            not in_memory, all_leave, -self._left_s(), *self._needs_s()
+            not in_memory, all_leave, -self._left_s(), *self._saves.needs_s()
         )
         parting = Parting(
             in_memory=not unsafe,
             all_leave=bool(too_few),
-            storage=self._saver is not None,
+            storage=self._saves.possible,
             left_s=-left_s,
             need_s=need_s if need_s >= 0 else None,
             pending_s=pending_s if pending_s >= 0 else None,
@@ -516,11 +433,11 @@ class Job:
             return
         end_s = time.monotonic() + parting.left_s
         why = "there is no checkpoint_dir, and no node is left to hold them"
-        if self._saver is not None:
-            self._wait_for_save(0.0 if choice is Choice.NOTHING else parting.left_s)
+        if self._saves.possible:
+            self._saves.wait(0.0 if choice is Choice.NOTHING else parting.left_s)
             why = f"a save takes about {parting.need_s or 0.0:.1f} s and there were {parting.left_s:.1f} s"
         if choice is Choice.SAVE:
-            why, orphaned = self._save_now(end_s - time.monotonic())
+            why, orphaned = self._saves.finish(self.steps, end_s - time.monotonic())
             if why and (orphaned or self.rank == 0) and self._save_alone(end_s - time.monotonic()):
                 why = ""
         if why:
@@ -531,49 +448,21 @@ class Job:
         notice_s = self.notice
         return LAST_SAVE_S if notice_s is None else notice_s - MARGIN_S
 
-    def _needs_s(self) -> tuple[float, float]:
-        """What a save takes here, and what the one under way still takes; -1: not known, and none."""
-        self._learn_cost()
-        durable_s = self._history.cost.durable_s
-        if self._saving is None:
-            return (-1.0 if durable_s is None else durable_s), -1.0
-        return (-1.0 if durable_s is None else durable_s), max(0.0, (durable_s or 0.0) - self._saving.age_s)
-
-    def _save_now(self, within_s: float) -> tuple[str, bool]:
-        """Save this very step and wait for it: why it could not be, or "", and whether rank 0 went half-way."""
-        handle = self._save()
-        if handle is None:
-            return "an earlier save is still under way", False
-        saved = handle.give_up(max(0.0, within_s))
-        self._learn_cost()
-        return ("", False) if saved else (handle.failure, handle.orphaned)
-
     def _save_alone(self, within_s: float) -> bool:
-        """Save what is in memory without the other ranks: some are gone, before the save of all or half-way through it.
+        """Save what is in memory without the other ranks.
 
         One rank of each node that is left does it, as none can know of the others; each makes a whole checkpoint.
         """
-        if self._storage is None or self._snapshots is None or self.local_rank != 0 or within_s <= 0 or self.sharded:
+        if self._snapshots is None or self.local_rank != 0 or self.sharded:
             return False
         kept = self._snapshots.of_this_node()
         if kept is None:
             return False
-        from spotrun.checkpoint import Saver
-
-        state, extra = kept["state"], kept["extra"]
-        saver = Saver(self._storage, run_id=self._run_id, fence=self._fence, record=self._record)
-        handle = saver.save(state, step=int(extra["step"]), round=self.round, extra=extra, rank_state=kept["own"])
-        return handle is not None and handle.give_up(within_s)
+        return self._saves.finish_alone(Captured(kept["state"], kept["extra"], kept["own"]), within_s)
 
     def _tell_lost(self, why: str) -> None:
-        said = lost(self.steps, self._history.durable_step, why)
+        said = lost(self.steps, self._saves.history.durable_step, why)
         if self._link is not None:
-            self._link.lost(self.steps, self._history.durable_step, said)
+            self._link.lost(self.steps, self._saves.history.durable_step, said)
         elif self.rank == 0:
             logger.error("%s", said)
-
-    def _wait_for_save(self, within_s: float) -> None:
-        if self._saving is not None:
-            self._saving.give_up(max(0.0, within_s))
-            self._learn_cost()
-            self._saving = None
