@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spotrun import events
-from spotrun.errors import BadRecord, EtcdError, EtcdUnavailable, JobRefused, LeaseLost, SpotrunError
+from spotrun.errors import BadRecord, EtcdError, EtcdUnavailable, LeaseLost, SpotrunError
+from spotrun.rendezvous import admission
 from spotrun.rendezvous.coordinator import Coordinator
 from spotrun.rendezvous.etcd import Compare, EtcdClient, KeyValue, Op, Watch, WatchEvent
 from spotrun.rendezvous.keys import Keys
@@ -38,12 +39,6 @@ from spotrun.rendezvous.state import (
     Vitals,
     decode,
     encode,
-)
-
-# The fields of a Job, and the flag that sets each.
-_AGREED = (
-    *(("min_nodes", "--nnodes"), ("max_nodes", "--nnodes")),
-    *(("max_restarts", "--max-restarts"), ("regions", "--regions")),
 )
 
 logger = logging.getLogger("spotrun")
@@ -288,9 +283,9 @@ class Membership:
         else:
             job, there, outcome, kept_out = result.responses
             if outcome:
-                self._refuse_ended(decode(Outcome, outcome[0].value))
+                raise admission.ended(self.keys.run_id, decode(Outcome, outcome[0].value))
             if kept_out:
-                self._refuse_kept_out(decode(Quarantine, kept_out[0].value))
+                raise admission.kept_out(self.keys.run_id, decode(Quarantine, kept_out[0].value))
             if not job or job[0].value != self._job_value:
                 self._agree(job[0] if job else None)
                 return now_s
@@ -327,38 +322,15 @@ class Membership:
         if found is None:
             self.client.txn([Compare.absent(self.keys.job)], [Op.put(self.keys.job, self._job_value)])
             return
-        there = decode(Job, found.value)
-        for name, flag in _AGREED:
-            ours, theirs = getattr(self._job, name), getattr(there, name)
-            if ours != theirs:
-                raise JobRefused(
-                    f"The job {self.keys.run_id!r} runs with {name} = {_shown(theirs)}, this node was started with "
-                    f"{_shown(ours)}: "
-                    f"give the same {flag} on every node, or another --rdzv-id."
-                )
+        admission.check_agrees(self.keys.run_id, self._job, decode(Job, found.value))
         self._job_value = found.value
-
-    def _refuse_ended(self, outcome: Outcome) -> None:
-        raise JobRefused(
-            f"The job {self.keys.run_id!r} has already ended ({outcome.state}: {outcome.reason}): give another "
-            "--rdzv-id, or --fresh to use this one again."
-        )
-
-    def _refuse_kept_out(self, quarantine: Quarantine) -> None:
-        raise JobRefused(
-            f"The node {quarantine.node_id!r} is kept out of the job {self.keys.run_id!r} ({quarantine.reason}): "
-            f"mend it, then run `spotrun readmit {quarantine.node_id}` and start it again."
-        )
 
     def _name_taken(self, now_s: float, there: KeyValue | None) -> float:
         """Another incarnation holds the name: probably this node before a crash, whose lease runs out soon."""
         if self._name_taken_until_s is None:
             self._name_taken_until_s = now_s + 2 * self._settings.lease_ttl_s
         if there is not None and now_s >= self._name_taken_until_s:
-            raise JobRefused(
-                f"A node named {self._node.node_id!r} is already in the job {self.keys.run_id!r}: "
-                "give another --node-id."
-            )
+            raise admission.name_taken(self.keys.run_id, self._node.node_id)
         return now_s + NAME_RETRY_S
 
     def _all_that_concerns(self) -> list[Op]:
@@ -509,7 +481,3 @@ class Membership:
                 logger.warning("could not say goodbye, the lease will tell: %s", error)
             self._session = None
         self._left.set()
-
-
-def _shown(value: int | str) -> str:
-    return "none" if value == "" else str(value)
