@@ -24,22 +24,23 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.utils.api import macros
 
 from spotrun import events
-from spotrun.errors import JobRefused, SpotrunError
+from spotrun.errors import JobRefused
 from spotrun.launcher.commits import Commits
 from spotrun.launcher.decide import Action, Situation, decide
+from spotrun.launcher.drain_news import DrainNews
 from spotrun.launcher.environment import Place, worker_environment
-from spotrun.launcher.failures import WorkerRefused, process_failures, record
+from spotrun.launcher.failures import WorkerRefused, process_failures, record, tell
 from spotrun.launcher.hangs import HangWatch
 from spotrun.launcher.incident import Incidents, told
 from spotrun.launcher.interfaces import gloo_environment
-from spotrun.launcher.leaving import Leaving, unsaved
-from spotrun.launcher.ledger import Ledger, Phase
+from spotrun.launcher.leaving import Drained, Leaving, unsaved
+from spotrun.launcher.ledger import Ledger
 from spotrun.launcher.link import Link
 from spotrun.launcher.notice_board import NoticeBoard
 from spotrun.launcher.notices.notice import Grade, Notice
 from spotrun.launcher.notices.signals import notice_from_signal
 from spotrun.launcher.progress import Teller, of_job, of_node
-from spotrun.launcher.progress_line import ProgressLine, text_of
+from spotrun.launcher.progress_line import ProgressLine
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
 from spotrun.rendezvous.handler import EtcdRendezvousHandler
@@ -52,24 +53,6 @@ logger = logging.getLogger("spotrun")
 RELEASE_S = 5.0  # workers whose round is over leave it within this time, or are ended
 BOUNDARY_S = 600.0  # and this long where they may go on to the agreed step first: a model may have to be compiled
 ABORT_GRACE_S = 1.0  # between SIGTERM and SIGKILL where the round is over anyway; no handler can still use a collective
-
-
-class Drained(SpotrunError):
-    """Raised by `SpotAgent.run` when this node has left the job as it was told to; not a failure."""
-
-    def __init__(
-        self,
-        message: str,
-        signum: signal.Signals | None,
-        phases: tuple[Phase, ...],
-        round_number: int,
-        checkpoint_s: float,
-    ) -> None:
-        super().__init__(message)
-        self.signum = signum
-        self.phases = phases  # of its going
-        self.round_number = round_number  # its last
-        self.checkpoint_s = checkpoint_s  # that snapshots and saves took of it
 
 
 class SpotAgent(LocalElasticAgent):
@@ -124,7 +107,7 @@ class SpotAgent(LocalElasticAgent):
         self._told_stalls: tuple[Stall, ...] = ()
         self._tell_at_s: float | None = None
         self._released_for = 0
-        self._told_drains: tuple[int, frozenset[str]] = (0, frozenset())
+        self._drain_news = DrainNews(self._link, handler.min_nodes)
         self._overdue_s: float | None = None
         self._round: Round | None = None
         self._started_as = ""
@@ -406,17 +389,7 @@ class SpotAgent(LocalElasticAgent):
             for rank, failure in found
         )
         for failure in failures:
-            events.emit(
-                "worker_failed",
-                f"rank {failure.rank} failed with exit code {failure.exit_code}"
-                + (f": {failure.message}" if failure.said and not failure.final else ""),
-                level=logging.WARNING,
-                round=self._round.number,
-                rank=failure.rank,
-                exit_code=failure.exit_code,
-                error=failure.message,
-                peer_loss=failure.peer_loss,
-            )
+            tell(failure, self._round.number)
         stalls = self._hangs.stalls if status.state == "running" else ()
         kind = status.state if status.state != "running" else "hung" if stalls else "rejoin"
         number = self._round.number
@@ -447,29 +420,10 @@ class SpotAgent(LocalElasticAgent):
         return self._hang_timeout_s is not None or self._round.restarts < self._worker_group.spec.max_restarts
 
     def _tell_drains(self) -> None:
-        """Workers hear of every member that is to leave; where too few stay, their state must become durable."""
-        if self._round is None or not self._link.spoken():
-            return
-        drains = self._membership.standing().drains
-        leaving = {member.node_id: drains[member.node_id] for member in self._round.members if member.node_id in drains}
-        number, told = self._told_drains
-        known = told if number == self._round.number else frozenset()
-        if not leaving.keys() <= known:
-            # With those that have left since, whose drains went with them.
-            known |= leaving.keys()
-            self._told_drains = (self._round.number, known)
-            self._incidents.sign("notice", time.monotonic())
-            seconds_left = min(drain.seconds_left for drain in leaving.values())
-            too_few = len(self._round.members) - len(known) < self._handler.min_nodes
-            goes = self._membership.standing().node_id in leaving
-            self._link.tell({"op": "drain", "seconds_left": seconds_left, "save": too_few, "goes": goes})
-            events.emit(
-                "workers_told",
-                round=self._round.number,
-                leaving=sorted(leaving),
-                all=too_few,
-                seconds_left=seconds_left,
-            )
+        if self._round is not None and self._link.spoken():
+            standing = self._membership.standing()
+            if self._drain_news.tell(self._round, standing.drains, standing.node_id):
+                self._incidents.sign("notice", time.monotonic())
 
     def _tell_progress(self) -> None:
         if self._round is not None:
@@ -479,26 +433,8 @@ class SpotAgent(LocalElasticAgent):
             self._tell_at_s = self._teller.tell(progress, time.monotonic())
             if progress is not None:
                 self._tell_incident(self._incidents.stepped(progress, time.monotonic()))
-                self._tell_line(progress)
-
-    def _tell_line(self, word: Progress) -> None:
-        if not self._ledger.first:
-            return
-        point, line = self._progress_line.due(time.monotonic())
-        if point:
-            events.emit(
-                "progress",
-                text_of(word) if line else "",
-                round=word.round,
-                step=word.step,
-                samples=word.samples,
-                loss=word.loss,
-                step_s=word.step_time_s,
-                data_share=word.data_share,
-                checkpoint_share=word.checkpoint_share,
-                communication_share=word.communication_share,
-                checkpoint_s=word.checkpoint_s,
-            )
+                if self._ledger.first:
+                    self._progress_line.tell(progress, time.monotonic())
 
     def _tell_silence(self) -> None:
         due_s = self._incidents.due_s

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterable
 
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from spotrun import events
 from spotrun.errors import SpotrunError
 from spotrun.last_words import MARK
 from spotrun.peer_loss import tells_of_peer_loss
@@ -41,6 +43,21 @@ def record(rank: int, failure: ProcessFailure, address: str, log_file: str = "")
         log_file=log_file[-MAX_MESSAGE:],
         said=isinstance(said, dict),
         final=isinstance(said, dict) and not said.get("retry"),
+    )
+
+
+def tell(failure: Failure, round_number: int) -> None:
+    """For people and the ledger."""
+    said = f": {failure.message}" if failure.said and not failure.final else ""
+    events.emit(
+        "worker_failed",
+        f"rank {failure.rank} failed with exit code {failure.exit_code}{said}",
+        level=logging.WARNING,
+        round=round_number,
+        rank=failure.rank,
+        exit_code=failure.exit_code,
+        error=failure.message,
+        peer_loss=failure.peer_loss,
     )
 
 

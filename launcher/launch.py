@@ -23,8 +23,9 @@ from spotrun import events
 from spotrun.config import AgentOptions
 from spotrun.errors import UsageError
 from spotrun.launcher import placement, torch_events
-from spotrun.launcher.agent import Drained, SpotAgent
+from spotrun.launcher.agent import SpotAgent
 from spotrun.launcher.host import HostWatch
+from spotrun.launcher.leaving import Drained
 from spotrun.launcher.ledger import Ledger, file_of
 from spotrun.launcher.metrics import Metrics, MetricsServer
 from spotrun.launcher.notice_board import NoticeBoard
@@ -167,7 +168,7 @@ def _run(agent: SpotAgent, name: str, config: LaunchConfig, options: AgentOption
         if drained.signum is not None and (alone or drained.signum is not signal.SIGTERM):
             sys.exit(128 + drained.signum)
         sys.exit(options.drain_exit_code)
-    except Exception:
+    except Exception:  # torch's own events tell of every end
         elastic_events.record(agent.get_event_failed(), config.event_log_handler)
         raise
     elastic_events.record(agent.get_event_succeeded(), config.event_log_handler)

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import signal
 
+from spotrun.errors import SpotrunError
+from spotrun.launcher.ledger import Phase
 from spotrun.launcher.notices.notice import Notice
 from spotrun.rendezvous.state import Drain
 
 MARGIN_S = 1.0  # of the time until this node goes, kept for ending the workers and saying goodbye
+
+
+class Drained(SpotrunError):
+    """Raised by `SpotAgent.run` when this node has left the job as it was told to; not a failure."""
+
+    def __init__(
+        self,
+        message: str,
+        signum: signal.Signals | None,
+        phases: tuple[Phase, ...],
+        round_number: int,
+        checkpoint_s: float,
+    ) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.phases = phases  # of its going
+        self.round_number = round_number  # its last
+        self.checkpoint_s = checkpoint_s  # that snapshots and saves took of it
 
 
 class Leaving:

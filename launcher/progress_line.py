@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from spotrun import events
 from spotrun.rendezvous.state import Progress
 
 CURVE_S = 5.0  # the ledger's file gets a point of the curve so often
@@ -26,6 +27,23 @@ class ProgressLine:
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
         self._shown_s = self._noted_s = -math.inf
+
+    def tell(self, word: Progress, now_s: float) -> None:
+        point, line = self.due(now_s)
+        if point:
+            events.emit(
+                "progress",
+                text_of(word) if line else "",
+                round=word.round,
+                step=word.step,
+                samples=word.samples,
+                loss=word.loss,
+                step_s=word.step_time_s,
+                data_share=word.data_share,
+                checkpoint_share=word.checkpoint_share,
+                communication_share=word.communication_share,
+                checkpoint_s=word.checkpoint_s,
+            )
 
     def due(self, now_s: float) -> tuple[bool, bool]:
         """(a point of the curve, a line as well)"""
