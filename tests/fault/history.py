@@ -112,8 +112,9 @@ def detections(history: History) -> dict[int, float]:
             continue
         if not set(harm.nodes) & set(before.nodes):
             continue
-        meanwhile = (one for one in history.harms if one.planned or before.at_s <= one.at_s < following.at_s)
-        if set(before.nodes) - {name for one in meanwhile for name in one.nodes}:
+        # Who was told to go may do so much later.
+        gone = (it for it in history.harms if it.at_s < following.at_s and (it.planned or it.at_s >= before.at_s))
+        if set(before.nodes) - {name for it in gone for name in it.nodes}:
             told[index] = following.at_s - harm.at_s
     return told
 

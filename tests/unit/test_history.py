@@ -123,3 +123,5 @@ def test_nobody_can_tell_of_a_round_that_none_has_survived() -> None:
     assert promises(formed=late) == ["bounded detection"]
     assert promises(formed=late, harms=(*GOOD.harms, Harm("kill node", ("a",), 2.6, 2.6))) == []
     assert promises(formed=late, harms=(Harm("notice", ("a",), -2.0, -2.0, planned=True), *GOOD.harms)) == []
+    later = Harm("notice", ("a",), 20.0, 20.0, planned=True)
+    assert promises(formed=late, harms=(*GOOD.harms, later)) == ["bounded detection"], "it was there all the while"
