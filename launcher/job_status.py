@@ -11,15 +11,13 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from spotrun.errors import BadRecord
 from spotrun.launcher.ledger import ENDS, Entry, checkpoint_s_by_round, entries, entry_of
 from spotrun.rendezvous.etcd import EtcdClient, KeyValue, Op
 from spotrun.rendezvous.keys import Keys
-from spotrun.rendezvous.state import Drain, Job, Node, Outcome, Progress, Quarantine, Round, Vitals, decode
+from spotrun.rendezvous.state import Drain, Job, Node, Outcome, Progress, Quarantine, Round, Vitals, readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +88,22 @@ def read(client: EtcdClient, keys: Keys) -> Found:
     nodes, drains, progress, vitals, quarantine, ledger, job, current, outcome, checkpoint = result.responses
     return Found(
         run_id=keys.run_id,
-        job=next(iter(_all(Job, job)), None),
-        nodes=tuple(_all(Node, sorted(nodes, key=lambda kv: kv.create_revision))),
-        round=next(iter(_all(Round, current)), None),
-        outcome=next(iter(_all(Outcome, outcome)), None),
-        drains={drain.node_id: drain for drain in _all(Drain, drains)},
-        progress={word.node_id: word for word in _all(Progress, progress)},
-        vitals={word.node_id: word for word in _all(Vitals, vitals)},
-        quarantine=tuple(_all(Quarantine, quarantine)),
+        job=next(iter(readable(Job, _values(job))), None),
+        nodes=tuple(readable(Node, _values(sorted(nodes, key=lambda kv: kv.create_revision)))),
+        round=next(iter(readable(Round, _values(current))), None),
+        outcome=next(iter(readable(Outcome, _values(outcome))), None),
+        drains={drain.node_id: drain for drain in readable(Drain, _values(drains))},
+        progress={word.node_id: word for word in readable(Progress, _values(progress))},
+        vitals={word.node_id: word for word in readable(Vitals, _values(vitals))},
+        quarantine=tuple(readable(Quarantine, _values(quarantine))),
         ledger=tuple(entries(sorted(ledger, key=lambda kv: kv.mod_revision))),
         durable_step=_step_of(checkpoint),
         revision=result.revision,
     )
 
 
-def _all(kind: Any, found: Sequence[KeyValue]) -> list[Any]:
-    records = []
-    for kv in found:
-        with contextlib.suppress(BadRecord):
-            records.append(decode(kind, kv.value))
-    return records
+def _values(found: Iterable[KeyValue]) -> Iterator[bytes]:
+    return (kv.value for kv in found)
 
 
 def _step_of(found: Sequence[KeyValue]) -> int | None:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spotrun.errors import BadRecord, EtcdError
+from spotrun.errors import EtcdError
 from spotrun.rendezvous.etcd import Compare, EtcdClient, KeyValue, Op
 from spotrun.rendezvous.keys import Keys
-from spotrun.rendezvous.state import decode, encode
+from spotrun.rendezvous.state import encode, readable
 
 logger = logging.getLogger("spotrun")
 
@@ -188,20 +188,14 @@ def checkpoint_s_by_round(told: Iterable[Entry]) -> dict[int, float]:
 def entries(found: Iterable[KeyValue]) -> list[Entry]:
     """What lies in these keys, each entry once; what is none is left out."""
     known: dict[str, Entry] = {}
-    for kv in found:
-        with contextlib.suppress(BadRecord):
-            entry = decode(Entry, kv.value)
-            known.setdefault(entry.id, entry)
+    for entry in readable(Entry, (kv.value for kv in found)):
+        known.setdefault(entry.id, entry)
     return list(known.values())
 
 
 def of_file(path: Path) -> list[Entry]:
     """The entries in one node's file; a last line that is still being written is left out."""
-    found = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        with contextlib.suppress(BadRecord):
-            found.append(decode(Entry, line))
-    return found
+    return readable(Entry, path.read_bytes().split(b"\n")[:-1])
 
 
 def file_of(log_dir: Path, run_id: str, node_id: str) -> Path:

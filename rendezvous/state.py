@@ -5,11 +5,13 @@ Whatever comes out of etcd may have been written by anyone: `decode` checks ever
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -248,6 +250,15 @@ def decode(kind: type[R], value: bytes) -> R:
     record = typing.cast(R, _build(kind, data, kind.__name__))
     _check(record)
     return record
+
+
+def readable(kind: type[R], values: Iterable[bytes]) -> list[R]:
+    """The records among `values`; what is none is left out."""
+    records = []
+    for value in values:
+        with contextlib.suppress(BadRecord):
+            records.append(decode(typing.cast("Any", kind), value))
+    return records
 
 
 def _check(record: Any) -> None:

@@ -105,7 +105,7 @@ class Commit:
         save_id = uuid.uuid4().hex
         try:
             name = self._begin(request, save_id)
-        except Exception as error:
+        except Exception as error:  # whatever the storage's library raises, the other ranks must hear of it
             why = f"step {request.step} was not saved to {self._storage.url}: {_describe(0, error)}"
             self._tell(followers, {"error": why}, lost)
             raise CheckpointError(why) from error
@@ -188,7 +188,7 @@ class Commit:
             if self._fence is not None:
                 self._fence(manifest)
             cancelled()
-        except Exception as error:
+        except Exception as error:  # whatever it is, what was written must go
             self._discard(name)
             why = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
             raise CheckpointError(f"step {request.step} was not saved to {self._storage.url}: {why}") from error
@@ -228,7 +228,7 @@ class Commit:
         path = f"{name}/{MANIFEST}"
         try:
             self._storage.publish(path, data)
-        except Exception as error:
+        except Exception as error:  # whatever the storage's library raises
             try:
                 if self._storage.read(path) == data:  # the answer was lost, not the request
                     return

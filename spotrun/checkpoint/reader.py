@@ -59,7 +59,7 @@ def unpack_metadata(data: bytes) -> Metadata:
         metadata = _DcpUnpickler(io.BytesIO(data)).load()
     except CheckpointError:
         raise
-    except Exception as error:
+    except Exception as error:  # bytes that anybody may have written: unpickling them raises anything
         raise Damaged(f"{METADATA} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(metadata, Metadata):
         raise Damaged(f"{METADATA} holds a {type(metadata).__name__}")
@@ -182,7 +182,7 @@ def _decode(data: bytes, length: int, item: ReadItem, planner: DefaultLoadPlanne
             return None
         tensor: torch.Tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return tensor
-    except Exception as error:
+    except Exception as error:  # the same holds for torch.load
         what = f"{type(error).__name__}: {error}"
         raise Damaged(f"{item.storage_index.fqn} in {name} cannot be decoded: {what}") from error
 

@@ -32,28 +32,26 @@ def early_zygote(args: Sequence[str], environ: Mapping[str, str]) -> Iterator[Zy
 
 def expects_forks(args: Sequence[str], environ: Mapping[str, str]) -> bool:
     """Whether workers of this line would be forked, by the look of it."""
-    flags = [_flag(word) for word in args]
-    given = {name for name, _ in flags} | {name for name in _NOT_FORKED if f"PET_{_variable(name)}" in environ}
-    warm = next((value for name, value in reversed(flags) if name == "warm"), environ.get("SPOTRUN_WARM", ""))
-    return warm != "off" and not given.intersection(_NOT_FORKED)
+    given = _given(args)
+    if given.get("warm", environ.get("SPOTRUN_WARM")) == "off":
+        return False
+    return not any(name in given or _variable(name) in environ for name in _NOT_FORKED)
 
 
 def threads(args: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
     """What torchrun sets where a node has several workers: torch reads it when it is imported."""
-    words = iter(args)
-    nproc = environ.get(f"PET_{_variable(_NPROC)}", "1")
-    for word in words:
-        name, value = _flag(word)
-        if name == _NPROC:
-            nproc = value or next(words, "1")
+    nproc = _given(args).get(_NPROC, environ.get(_variable(_NPROC), "1"))
     return {} if "OMP_NUM_THREADS" in environ or nproc == "1" else {"OMP_NUM_THREADS": "1"}
 
 
-def _flag(word: str) -> tuple[str, str]:
-    """The name of the flag without dashes, as torch's parser takes both spellings, and what stands behind a "="."""
-    found = re.fullmatch(r"--([a-z0-9_-]+)(?:=(.*))?", word, re.DOTALL)
-    return (found[1].replace("_", "-"), found[2] or "") if found else ("", "")
+def _given(args: Sequence[str]) -> dict[str, str]:
+    """What stands behind each flag, after a "=" or as the next word. Names as torch's parser takes both spellings."""
+    given = {}
+    for word, following in zip(args, (*args[1:], ""), strict=True):
+        if found := re.fullmatch(r"--([a-z0-9_-]+)(?:=(.*))?", word, re.DOTALL):
+            given[found[1].replace("_", "-")] = following if found[2] is None else found[2]
+    return given
 
 
 def _variable(name: str) -> str:
-    return name.upper().replace("-", "_")
+    return f"PET_{name.upper().replace('-', '_')}"

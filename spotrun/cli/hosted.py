@@ -54,10 +54,11 @@ def etcd_where_named(config: LaunchConfig) -> Iterator[str]:
     )
     try:
         yield config.rdzv_endpoint
-        _linger(endpoints[0], config.run_id)
     except Exception:  # the job failed, and the others shall read so; not when this node is told to leave
         _linger(endpoints[0], config.run_id)
         raise
+    else:
+        _linger(endpoints[0], config.run_id)
     finally:
         etcd.stop()
 

@@ -17,14 +17,14 @@ import time
 from dataclasses import dataclass
 
 from spotrun import events
-from spotrun.errors import BadRecord, EtcdError, EtcdUnavailable, UsageError
+from spotrun.errors import EtcdError, EtcdUnavailable, UsageError
 from spotrun.launcher.ledger import Entry, append
 from spotrun.pool.decide import Act, Ask, Machine, Settings, View, decide, retry_s
 from spotrun.pool.provider import Provider, Refused
 from spotrun.rendezvous.etcd import Compare, EtcdClient, KeyValue, Op
 from spotrun.rendezvous.keys import Keys
 from spotrun.rendezvous.session import Session
-from spotrun.rendezvous.state import Drain, Outcome, Round, decode, encode
+from spotrun.rendezvous.state import Drain, Outcome, Round, encode, readable
 
 LEASE_TTL_S = 10.0
 LOOK_S = 5.0  # the provider tells nothing by itself
@@ -113,6 +113,7 @@ class Pool:
 
     def _serve(self, session: Session) -> Outcome:
         events.emit("pool_active", f"the pool keeps {self._settings.want} nodes in the job {self._keys.run_id}")
+        # Should etcd end it, after a compaction, the looks that come anyway are enough.
         watch = self._client.watch(
             self._keys.root, prefix=True, start_revision=self._revision + 1, on_event=self._changed, on_error=self._wake
         )
@@ -141,6 +142,9 @@ class Pool:
 
     # -- what it sees
 
+    def _is_ours(self, name: str) -> bool:
+        return name.startswith(self.prefix)
+
     def _read(self) -> _Found:
         keys = self._keys
         prefixes = [Op.get_prefix(prefix) for prefix in (keys.nodes, keys.drains, keys.asks)]
@@ -148,13 +152,13 @@ class Pool:
         nodes, drains, asks, pool, current, outcome = result.responses
         if not pool or pool[0].create_revision != self._revision:
             raise _Deposed
-        trains = next(iter(_all(Round, current)), None)
+        trains = next(iter(readable(Round, (kv.value for kv in current))), None)
         return _Found(
             nodes={Keys.name(kv.key): kv for kv in nodes},
             leaving=frozenset(Keys.name(kv.key) for kv in drains),
-            asks={ask.name: ask for ask in _all(Ask, asks) if ask.name.startswith(self.prefix)},
+            asks={ask.name: ask for ask in readable(Ask, (kv.value for kv in asks)) if self._is_ours(ask.name)},
             trains=frozenset(member.node_id for member in trains.members) if trains is not None else frozenset(),
-            outcome=next(iter(_all(Outcome, outcome)), None),
+            outcome=next(iter(readable(Outcome, (kv.value for kv in outcome))), None),
         )
 
     def _view(self, found: _Found) -> View:
@@ -165,7 +169,7 @@ class Pool:
             events.emit("pool_blind", f"the provider does not say what there is: {error}", level=logging.WARNING)
             listed = None
         # A node that bears one of our names is ours, also after etcd has lost what was asked for.
-        asks = {name: Ask(name, "") for name in found.nodes if name.startswith(self.prefix)} | found.asks
+        asks = {name: Ask(name, "") for name in found.nodes if self._is_ours(name)} | found.asks
         self._known = {name: self._known.get(name) or _Known(now_s, now_s) for name in asks}
         machines = []
         for name, ask in asks.items():
@@ -277,17 +281,8 @@ class _Found:
     outcome: Outcome | None
 
 
-def _all(kind: type, found: tuple[KeyValue, ...]) -> list:  # type: ignore[type-arg]
-    records = []
-    for kv in found:
-        with contextlib.suppress(BadRecord):
-            records.append(decode(kind, kv.value))
-    return records
-
-
 def check_not_ended(client: EtcdClient, keys: Keys) -> None:
     """Raises UsageError where there is nothing left to do."""
-    if (kv := client.get(keys.outcome)) is not None:
-        with contextlib.suppress(BadRecord):
-            state = decode(Outcome, kv.value).state
-            raise UsageError(f"The job {keys.run_id!r} has already ended ({state}): give another --rdzv-id.")
+    kv = client.get(keys.outcome)
+    for outcome in readable(Outcome, [kv.value] if kv is not None else []):
+        raise UsageError(f"The job {keys.run_id!r} has already ended ({outcome.state}): give another --rdzv-id.")

@@ -10,6 +10,7 @@ import http.server
 import json
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -63,7 +64,7 @@ def record(value: Any) -> Reply:
     return Reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
 
-class MetadataServer:
+class MetadataServer(ABC):
     """The part that all have: the port, the clock, the requests so far, the faults."""
 
     always: Mapping[str, str] = MappingProxyType({})  # headers of every answer
@@ -131,9 +132,9 @@ class MetadataServer:
         """A moment on the server's clock, as 2020-04-24T17:11:44Z."""
         return datetime.fromtimestamp(self.now_s() + in_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
+    @abstractmethod
     def answer(self, request: Request) -> Reply | None:
         """What the provider says; None for a connection that just ends."""
-        raise NotImplementedError
 
     def note(self, request: Request) -> None:
         with self.changed:

@@ -57,6 +57,16 @@ def agents(job: RealJob) -> dict[str, psutil.Process]:
     return found
 
 
+def until_both_train(job: RealJob, tell: Callable[[], str]) -> None:
+    """Two nodes have made steps since now."""
+    before = len(job.steps())
+
+    def made() -> bool:
+        return len(job.steps()) > before + 5 and [line["world"] for line in job.steps()[-3:]] == [2] * 3
+
+    until("both train", made, 60, detail=tell)
+
+
 def test_a_killed_node_and_a_killed_pool_are_replaced_and_the_end_of_the_job_ends_all(
     make_job: MakeJob, pools: list[subprocess.Popen[bytes]]
 ) -> None:
@@ -66,7 +76,7 @@ def test_a_killed_node_and_a_killed_pool_are_replaced_and_the_end_of_the_job_end
     def tell() -> str:
         return "\n".join(log.read_text() for log in logs)
 
-    until("both train", lambda: [line["world"] for line in job.steps()[-3:]] == [2] * 3, detail=tell)
+    until_both_train(job, tell)
     nodes = agents(job)
     assert len(nodes) == 2
     logs.append(start(job, pools, "--provider=local"))
@@ -75,12 +85,7 @@ def test_a_killed_node_and_a_killed_pool_are_replaced_and_the_end_of_the_job_end
     victim = sorted(nodes)[0]
     nodes[victim].send_signal(signal.SIGKILL)
     until("the second one has asked for one", lambda: logs[1].read_text().count("was asked for") == 1, detail=tell)
-    before = len(job.steps())
-
-    def both_again() -> bool:
-        return len(job.steps()) > before + 5 and [line["world"] for line in job.steps()[-3:]] == [2] * 3
-
-    until("both train again", both_again, detail=tell)
+    until_both_train(job, tell)
     assert victim not in agents(job)
     assert len(agents(job)) == 2
     job.out.with_suffix(".end").touch()
@@ -101,17 +106,12 @@ def test_slurm_replaces_a_node_that_was_cancelled(make_job: MakeJob, pools: list
             nodes = "\n".join(file.read_text()[-2000:] for file in job.dir.glob("pool-*-*.log"))
             return f"{log.read_text()}\n{nodes}\n{cluster.run('squeue')}\n{cluster.tell()}"
 
-        until("both train", lambda: [line["world"] for line in job.steps()[-3:]] == [2] * 3, 60, detail=tell)
+        until_both_train(job, tell)
         running = cluster.run("squeue", "--noheader", "--format=%j").split()
         assert len(running) == 2
         cluster.run("scancel", f"--name={running[0]}")
         until("another was asked for", lambda: log.read_text().count("was asked for") == 3, 60, detail=tell)
-        before = len(job.steps())
-
-        def both_again() -> bool:
-            return len(job.steps()) > before + 5 and [line["world"] for line in job.steps()[-3:]] == [2] * 3
-
-        until("both train again", both_again, 60, detail=tell)
+        until_both_train(job, tell)
         job.out.with_suffix(".end").touch()
         assert pools[0].wait(100) == 0, tell()
         until("no job is left", lambda: not cluster.run("squeue", "--noheader").strip(), 60, detail=tell)

@@ -17,6 +17,7 @@ from spotrun.cli.early import early_zygote, expects_forks, threads
         ("--warm=auto train.py", {"SPOTRUN_WARM": "off"}, True),
         ("train.py", {"SPOTRUN_WARM": "off"}, False),
         ("--warm=off train.py", {}, False),
+        ("--warm off train.py", {}, False),
         ("--no_python ./train", {}, False),
         ("train.py", {"PET_NO_PYTHON": "1"}, False),
         ("--rdzv-backend=c10d train.py", {}, False),
