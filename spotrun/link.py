@@ -114,8 +114,8 @@ class Link:
     ) -> dict[str, str] | None:
         """Say that this worker has left its round, and wait for the environment of the next one; None: in vain."""
         self._left.set()
-        self._say({"op": "ready", "agreed": agreed, "in_place": in_place})
         try:
+            self._say({"op": "ready", "agreed": agreed, "in_place": in_place})
             environment = self._rounds.get(timeout=timeout_s)
         except queue.Empty:
             return None

@@ -320,6 +320,7 @@ from spotrun.rendezvous.session import Session
 with EtcdClient(EtcdConfig(("{private_etcd.endpoint}",))) as client:
     session = Session(client, 2.0, lambda: None)
     client.put("alive", "", session.lease_id)
+    print("alive", flush=True)
     session.lost.wait()
     print("lost", flush=True)
 """
@@ -328,9 +329,9 @@ with EtcdClient(EtcdConfig(("{private_etcd.endpoint}",))) as client:
         told.watch(client, "alive", 1 + client.put("other", ""))
         process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
         try:
-            until("its key", lambda: told.events)
+            assert process.stdout and process.stdout.readline() == "alive\n"  # not stopped amid its put
             process.send_signal(signal.SIGSTOP)
-            until("the end of its key", lambda: told.events[-1].kind == "delete")
+            until("the end of its key", lambda: told.events and told.events[-1].kind == "delete")
             process.send_signal(signal.SIGCONT)
             output, _ = process.communicate(timeout=30)
             assert output == "lost\n"

@@ -6,6 +6,7 @@ import faulthandler
 import json
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,4 +73,28 @@ def test_a_worker_whose_round_breaks_while_it_asks_for_memory_still_gets_its_ans
     agent.say(op="round", environment={})
     leaving.join(10)
     assert not leaving.is_alive()
+    link.close()
+
+
+def test_an_interrupt_while_the_round_is_being_left_ends_the_worker_without_a_traceback(agent: Agent) -> None:
+    """The agent ends all on its terminal as soon as it has read that they left, which may be before `_say` is back."""
+    link = Link(str(agent.path), 0, in_place=True, abort=lambda: None)
+    agent.accept()
+    main = threading.main_thread()
+    assert main.ident is not None
+    talking = threading.Thread(target=link.progress, kwargs={"text": "x" * 10_000_000}, daemon=True)
+    talking.start()  # until somebody reads, nothing else can be said
+
+    def interrupt() -> None:
+        until("the main thread waits to speak", lambda: sys._current_frames()[main.ident].f_code.co_name == "_say")
+        signal.pthread_kill(main.ident, signal.SIGINT)
+
+    terminal = threading.Thread(target=interrupt)
+    terminal.start()
+    with pytest.raises(SystemExit) as ended:
+        link.next_round(agreed=True)
+    assert ended.value.code == 128 + signal.SIGINT
+    terminal.join()
+    assert [agent.hear()["op"] for _ in range(2)] == ["hello", "progress"]
+    talking.join()
     link.close()
