@@ -32,7 +32,7 @@ HOW = "A DDP job on gloo; blocks of steps with the asynchronous reduction of the
 class Nobody(Consensus):
     """Agrees on nothing, at no cost."""
 
-    def exchange(self, wishes: set[str], every: int = 1) -> tuple[frozenset[str], int]:
+    def exchange(self, wishes: set[str], every: int, step_s: float) -> tuple[frozenset[str], int]:
         return frozenset(), 0
 
 

@@ -187,13 +187,15 @@ class Job:
         took_s, self._stepped_s = now_s - self._stepped_s, now_s
         self._utilisation.step(took_s, sum(batches.waited_s for batches in self._batches))
         self._step_s = took_s if self._step_s is None else 0.9 * self._step_s + 0.1 * took_s
+        if save:
+            self._wanted.add("save")
         wishes = set(self._wanted)
-        if save or (self._tracked is not None and self._saves.due(self.steps)):
+        if self._tracked is not None and self._saves.due(self.steps):
             wishes.add("save")
         if self._snapshots is not None:
             wishes |= self._snapshots.wishes()
-        every = self._snapshot_every(self._step_s)
-        granted, every = self._consensus.exchange(wishes, every)
+        told, every = self._consensus.exchange(wishes, self._snapshot_every(self._step_s), self._step_s)
+        granted = told or frozenset()
         if "leave" in granted:
             self.mark("agreed")
             self._leave(durable="durable" in granted or "durable" in self._wanted)
@@ -203,7 +205,7 @@ class Job:
             if self._tracked is not None:
                 self._saves.begin(self.steps)
         # A step that is saved is kept in memory, too, which is thereby as new as what is durable.
-        if self._snapshots is not None and self._snapshots.due(self.steps, 1 if save else every, granted):
+        if self._snapshots is not None and self._snapshots.due(self.steps, 1 if save else every, told):
             self._snapshots.take(self.steps, self._extra(), self._own())
         self._utilisation.saved(time.monotonic() - now_s)
         if self._link is not None:

@@ -102,11 +102,14 @@ class Snapshots:
         """For the consensus: no rank takes another one before all have the copies of the last."""
         return {"hold"} if self._copies and self._memory.busy else set()
 
-    def due(self, step: int, every: int, granted: frozenset[str]) -> bool:
-        """Whether all ranks take one now. Their word that the last copies are there takes two steps to go around."""
+    def due(self, step: int, every: int, granted: frozenset[str] | None) -> bool:
+        """Whether all ranks take one now. Their word that the last copies are there takes two steps to go around.
+
+        `granted` and `every` as the consensus told them.
+        """
         if not every or self._fits is False:
             return False
-        waits = self._copies > 0 and ("hold" in granted or step - self.step < 2)
+        waits = self._copies > 0 and (granted is None or "hold" in granted or step - self.step < 2)
         return step - self.step >= every and not waits
 
     def take(self, step: int, extra: Mapping[str, Any], own: Any) -> None:
