@@ -9,7 +9,10 @@ from spotrun.launcher.ledger import Phase
 from spotrun.launcher.notices.notice import Notice
 from spotrun.rendezvous.state import Drain
 
-MARGIN_S = 1.0  # of the time until this node goes, kept for ending the workers and saying goodbye
+MARGIN_S = (
+    1.0  # of the time until this node goes, kept for ending the workers and saying goodbye, but not more than ...
+)
+MARGIN = 1 / 8  # ... this share of what it was told to have: with 2 s, each of them is worth more to a save
 
 
 class Drained(SpotrunError):
@@ -59,15 +62,20 @@ class Leaving:
 
     def seconds_left(self, now_s: float, drain: Drain | None = None) -> float:
         """Until this node goes; `drain` is what another said of it. `now_s` is monotonic."""
-        deadlines = [notice.deadline_s - now_s for notice in self.notices.values()]
-        if drain is not None and not deadlines:
-            deadlines.append(drain.seconds_left)
-        return max(0.0, min(deadlines, default=self._grace_s))
+        return max(0.0, self._time(now_s, drain)[0])
 
     def time_for_workers_s(self, now_s: float, drain: Drain | None = None) -> float:
         """How long workers may go on to the agreed step, or use their grace."""
-        left_s = max(0.0, self.seconds_left(now_s, drain) - MARGIN_S)
+        left_s, told_s = self._time(now_s, drain)
+        left_s = max(0.0, left_s - min(MARGIN_S, MARGIN * told_s))
         return min(left_s, self._grace_s) if self.signum is not None else left_s
+
+    def _time(self, now_s: float, drain: Drain | None) -> tuple[float, float]:
+        """What is left until this node goes, and what it was told to have."""
+        times = [(notice.deadline_s - now_s, notice.seconds_left) for notice in self.notices.values()]
+        if drain is not None and not times:
+            times.append((drain.seconds_left, drain.seconds_left))
+        return min(times, default=(self._grace_s, self._grace_s))
 
     def record(self, node_id: str, now_s: float) -> Drain:
         """What the other nodes are told."""

@@ -54,7 +54,6 @@ REPLICAS_ENV = "SPOTRUN_REPLICAS"  # what `spotrun --replicas N` sets for its wo
 SNAPSHOT_SAMPLES = 3
 LAST_SAVE_S = 600.0  # a save at the end of training, or where nobody would be left, may take this long
 CLOSE_S = 5.0  # for copies under way when a round ends; where a peer is gone they end by themselves
-MARGIN_S = 1.5  # of a drain's deadline, left for leaving; more than the agent keeps for itself
 
 
 class RoundOver(BaseException):
@@ -447,8 +446,9 @@ class Job:
 
     def _left_s(self) -> float:
         """For saving, until the first of the leaving nodes has to be gone."""
-        notice_s = self.notice
-        return LAST_SAVE_S if notice_s is None else notice_s - MARGIN_S
+        if self._link is None or self._link.deadline_s is None:
+            return LAST_SAVE_S
+        return self._link.saved_by_s - time.monotonic()
 
     def _save_alone(self, within_s: float) -> bool:
         """Save what is in memory without the other ranks.

@@ -23,6 +23,8 @@ from spotrun.whereabouts import whereabouts
 
 ENVIRONMENT = "SPOTRUN_LINK"
 ABORT_AGAIN_S = 0.1
+MARGIN_S = 1.5  # of a drain's deadline, left for leaving, more than the agent keeps for itself; not more than ...
+MARGIN = 1 / 4  # ... this share of what the drain was told to have
 STACKS_SIGNAL = signal.SIGRTMIN + 9  # to a worker: write your stacks to stderr; one that hardly any script uses
 
 
@@ -72,7 +74,8 @@ class Link:
         self._segments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         self._asking = threading.Lock()
         self.wanted: set[str] = set()
-        self.deadline_s: float | None = None  # monotonic: by when a drain must be over
+        self.deadline_s: float | None = None  # monotonic: by when a drain must be over ...
+        self.saved_by_s = 0.0  # ... and by when this worker must have saved, to leave in time
         self.goes = False  # this worker's own node is to leave
         self.step = 0  # the last that this worker has made
         signal.signal(STACKS_SIGNAL, signal.SIG_IGN)  # what counts again while the interpreter ends
@@ -186,7 +189,10 @@ class Link:
             place, waits = whereabouts(sys._current_frames().get(main) if main is not None else None)
             self._say({"op": "where", "step": self.step, "place": place, "waits": waits})
         elif op == "drain":
-            self.deadline_s = time.monotonic() + float(message["seconds_left"])
+            seconds_left = float(message["seconds_left"])
+            deadline_s = time.monotonic() + seconds_left
+            self.saved_by_s = deadline_s - min(MARGIN_S, MARGIN * seconds_left)
+            self.deadline_s = deadline_s
             self.goes = bool(message["goes"])
             self.wanted |= {"leave", "durable"} if message["save"] else {"leave"}
         elif op == "release":

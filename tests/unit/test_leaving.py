@@ -28,6 +28,14 @@ def test_the_earliest_notice_counts_by_the_monotonic_clock() -> None:
     assert leaving.record("n", 110.0) == Drain("n", 10.0, "aws", "spot a")
 
 
+def test_a_short_notice_leaves_most_of_its_time_to_the_workers() -> None:
+    leaving = Leaving(30.0)
+    leaving.notices = {"a": notice("a", 2.0)}
+    assert leaving.time_for_workers_s(100.0) == 1.75
+    assert leaving.time_for_workers_s(101.5) == 0.25
+    assert leaving.time_for_workers_s(102.0) == 0.0
+
+
 def test_a_signal_gives_the_workers_their_grace() -> None:
     leaving = Leaving(30.0)
     leaving.signum = signal.SIGINT

@@ -98,3 +98,13 @@ def test_an_interrupt_while_the_round_is_being_left_ends_the_worker_without_a_tr
     assert [agent.hear()["op"] for _ in range(2)] == ["hello", "progress"]
     talking.join()
     link.close()
+
+
+@pytest.mark.parametrize(("seconds_left", "kept"), [(30.0, 1.5), (2.0, 0.5), (0.0, 0.0)])
+def test_a_short_notice_keeps_little_of_its_time_from_a_save(agent: Agent, seconds_left: float, kept: float) -> None:
+    link = Link(str(agent.path), 0, in_place=True, abort=lambda: None)
+    agent.accept()
+    agent.say(op="drain", seconds_left=seconds_left, save=True, goes=True)
+    until("it is heard", lambda: "leave" in link.wanted)
+    assert link.deadline_s is not None and link.deadline_s - link.saved_by_s == pytest.approx(kept)
+    link.close()
