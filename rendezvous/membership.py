@@ -109,6 +109,7 @@ class Membership:
         self._drain: Drain | None = None  # this node's own
         self._written: tuple[Node, Drain | None] | None = None  # what lies in etcd under its lease
         self._name_taken_until_s: float | None = None
+        self._started = False  # else whatever it is told would have it join
         self._left = threading.Event()
         self._leaving = False
 
@@ -156,7 +157,9 @@ class Membership:
 
     def handle(self, event: Any) -> None:
         what, generation, detail = event
-        if what == "coordinator":
+        if what == "start":
+            self._started = True
+        elif what == "coordinator":
             if self._coordinator is not None:
                 self._coordinator.handle(detail)
         elif what == "report":
@@ -187,7 +190,7 @@ class Membership:
         if self._leaving:
             self._go()
             return None
-        if self.standing().refused or self.standing().outcome:
+        if not self._started or self.standing().refused or self.standing().outcome:
             return None
         if not self.standing().joined:
             try:
