@@ -9,10 +9,8 @@ from spotrun.launcher.ledger import Phase
 from spotrun.launcher.notices.notice import Notice
 from spotrun.rendezvous.state import Drain
 
-MARGIN_S = (
-    1.0  # of the time until this node goes, kept for ending the workers and saying goodbye, but not more than ...
-)
-MARGIN = 1 / 8  # ... this share of what it was told to have: with 2 s, each of them is worth more to a save
+MARGIN_S = 1.0  # of the time until this node goes, kept for ending the workers and saying goodbye; not more than ...
+MARGIN = 1 / 8  # ... this share of what it was told to have: of 2 s a save needs nearly all
 
 
 class Drained(SpotrunError):
