@@ -56,10 +56,9 @@ class Consensus:
             granted = frozenset(wish for wish, flag in zip(WISHES, flags, strict=True) if flag)
             self._work = None
             self._wait = steps_apart(slowest_us / 1e6) - 1
-        leaves = granted is not None and "leave" in granted
-        if self._wait <= 0 and not leaves:  # else no rank starts another
-            wishes = wishes - (granted or frozenset())
-            flags = [int(wish in wishes) for wish in WISHES]
+        done = granted or frozenset()
+        if self._wait <= 0 and "leave" not in done:  # else no rank starts another
+            flags = [int(wish in wishes - done) for wish in WISHES]
             self._flags = torch.tensor([*flags, every, int(step_s * 1e6)])
             self._work = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return granted, self._every

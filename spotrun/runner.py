@@ -170,7 +170,7 @@ def _one_round(
         return None
     except RoundOver:
         failure: Exception | None = None
-    except Exception as error:
+    except Exception as error:  # backends tell of a lost peer by many classes: is_peer_loss tells them apart
         if link is None or not is_peer_loss(error):
             raise
         failure = error

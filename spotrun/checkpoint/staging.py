@@ -130,7 +130,7 @@ class PackedValues:
             return data
         try:
             torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception as error:
+        except Exception as error:  # unpickling raises anything
             raise CheckpointError(
                 f"the state at {key!r} is a {type(value).__module__}.{type(value).__qualname__}, which "
                 "torch.load(weights_only=True) does not restore; save its state_dict(), or plain numbers, strings, "

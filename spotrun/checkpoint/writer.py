@@ -50,7 +50,7 @@ class _Checked:
                 part = view[start : start + CHUNK_BYTES]
                 self._sink.write(part)
                 self.crc32 = zlib.crc32(part, self.crc32)
-        except BaseException as error:
+        except BaseException as error:  # an interrupt too: see _save_tensor
             self.failure = error
             raise
         self.position += len(view)
@@ -103,8 +103,8 @@ def write_shard(
 def _save_tensor(tensor: torch.Tensor, stream: _Checked) -> None:
     try:
         torch.save(tensor, stream)  # type: ignore[arg-type]
-    except Exception:
-        if stream.failure is not None:  # torch closes its archive on the way out, and that failure hides the first
+    except Exception:  # torch closes its archive on the way out, and whatever that raises hides the first failure
+        if stream.failure is not None:
             raise stream.failure from None
         raise
 

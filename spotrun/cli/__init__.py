@@ -45,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `spotrun events | head`
         sys.stderr.close()
         sys.exit(141)
-    except Exception as error:
+    except Exception as error:  # torch is not imported to name its class: most commands do without
         if not _is_worker_failure(error):
             raise
         sys.stderr.write(f"{error}\n")  # torch's report of the failed workers; our own stack would only hide it
