@@ -349,7 +349,7 @@ class Job:
         """`own`: what this rank kept for itself; None where it kept nothing, or where the world had another size."""
         self.steps = int(extra["step"])
         if "saves" in extra:
-            self._saves.history.load_state_dict(extra["saves"], self._unplanned)
+            self._saves.history.load_state_dict(extra["saves"], self.round, self._unplanned)
         self._positions = list(extra["data"])
         for batches, position in zip(self._batches, self._positions, strict=False):
             batches.load_state_dict(position)

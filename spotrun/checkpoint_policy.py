@@ -69,10 +69,7 @@ def snapshot_steps(snapshot_s: float, step_s: float, loss_s: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LossRate:
-    """A running estimate of M: losses and time seen, after `PRIOR_LOSS_S` with one loss that nobody saw.
-
-    That is the mean of a Gamma posterior over the rate, with a prior worth one loss.
-    """
+    """A running estimate of M: losses and time seen, after `PRIOR_LOSS_S` in which nothing was lost."""
 
     prior_s: float = PRIOR_LOSS_S
     losses: int = 0
@@ -84,7 +81,22 @@ class LossRate:
     @property
     def loss_s(self) -> float:
         """The mean time between losses, between MIN_LOSS_S and MAX_LOSS_S."""
-        return min(max((self.seconds + self.prior_s) / (self.losses + 1), MIN_LOSS_S), MAX_LOSS_S)
+        return min(max(mean_gap(self.prior_s, self.losses, self.seconds), MIN_LOSS_S), MAX_LOSS_S)
+
+
+def mean_gap(prior_s: float, losses: int, seconds: float) -> float:
+    """M after `losses` n in `seconds` s: log M = (log(P + s) + n log(s / n)) / (n + 1), and P + s where n = 0.
+
+    What is known of M beforehand is its order of magnitude, so that prior and observation meet on the log scale: the
+    mean of a log-normal posterior, with the prior worth one loss of n + 1. (Added up as time, a prior of hours would
+    outweigh losses that come each minute for as many losses as it has minutes.) The prior grows with the time seen:
+    with no loss in it that is all there is to go by, and one loss after a quiet month does not undo the month.
+    M falls with each loss: its derivative by n has the sign of log(s / n) - log(P + s) - (n + 1) < 0, and from none
+    to one it goes to the geometric mean of s and P + s.
+    """
+    if losses == 0:
+        return prior_s + seconds
+    return math.exp((math.log(prior_s + seconds) + losses * math.log(max(seconds, 1e-9) / losses)) / (losses + 1))
 
 
 @dataclass(frozen=True, slots=True)

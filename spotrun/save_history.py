@@ -20,6 +20,7 @@ class SaveHistory:
         self.cost = SaveCost()
         self.durable_step = 0  # of the newest whole checkpoint
         self.owed = False  # a save was broken off by a change of the world
+        self.parting = False  # the save that is made now is of the last step before all go
         self._begun_step, self._begun_s = 0, time.monotonic()  # of the last save that was tried
         self._losses = LossRate()
         self._since_s = time.monotonic()
@@ -47,6 +48,7 @@ class SaveHistory:
         return {
             "v": 1,
             "round": round_number,
+            "parting": self.parting,
             "losses": losses.losses,
             "seconds": losses.seconds,
             "stall_s": self.cost.stall_s,
@@ -57,9 +59,14 @@ class SaveHistory:
             "begun_s": time.monotonic() - self._begun_s,  # ago
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], unplanned: int) -> None:
-        """`unplanned`: the newest round that began without an agreed step (0: none); a loss, if the state is older."""
-        lost = unplanned > int(state["round"])
+    def load_state_dict(self, state: Mapping[str, Any], round_number: int, unplanned: int) -> None:
+        """`unplanned`: the newest round that began without an agreed step, at most `round_number`.
+
+        A loss if the state is older, or if rounds are counted anew: a job that was started again with another etcd.
+        What was saved when all were told to go has lost nothing.
+        """
+        since = int(state["round"])
+        lost = not state.get("parting", False) and (unplanned > since or round_number <= since)
         self._losses = LossRate(losses=int(state["losses"]) + lost, seconds=float(state["seconds"]))
         self._since_s = time.monotonic()
         self.cost = SaveCost(state["stall_s"], state["durable_s"], state["size_bytes"])

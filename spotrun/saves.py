@@ -109,7 +109,8 @@ class Saves:
         return handle
 
     def finish(self, step: int, within_s: float) -> tuple[str, bool]:
-        """Save this very step and wait for it: why it could not be, or "", and whether rank 0 went half-way."""
+        """Save the last step of all and wait for it: why it could not be, or "", and whether rank 0 went half-way."""
+        self.history.parting = True
         handle = self.begin(step)
         if handle is None:
             return "an earlier save is still under way", False

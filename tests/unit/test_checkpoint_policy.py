@@ -19,6 +19,7 @@ from spotrun.checkpoint_policy import (
     daly,
     goodput,
     interval,
+    mean_gap,
     parse_every,
     snapshot_steps,
     young,
@@ -111,13 +112,48 @@ def test_cheap_snapshots_are_made_every_step() -> None:
 def test_the_loss_rate_moves_from_the_prior_to_what_is_seen() -> None:
     rate = LossRate()
     assert rate.loss_s == PRIOR_LOSS_S
-    assert rate.observed(3600).loss_s > PRIOR_LOSS_S
+    assert rate.observed(3600).loss_s == PRIOR_LOSS_S + 3600
     seen = rate
     for _ in range(200):
         seen = seen.observed(600, losses=1)
-    assert seen.loss_s == pytest.approx(600, rel=0.15)
+    assert seen.loss_s == pytest.approx(600, rel=0.05)
     assert LossRate().observed(1.0, losses=10**6).loss_s == MIN_LOSS_S
     assert LossRate().observed(1e12).loss_s == MAX_LOSS_S
+
+
+def test_a_storm_is_believed_after_a_few_losses() -> None:
+    assert LossRate().observed(15, losses=3).loss_s == MIN_LOSS_S
+    assert LossRate().observed(600, losses=5).loss_s < 300, "one each two minutes"
+    assert LossRate().observed(5, losses=1).loss_s < 600
+
+
+def test_one_loss_does_not_undo_a_quiet_time() -> None:
+    week = 7 * 24 * 3600.0
+    assert LossRate().observed(week, losses=1).loss_s > week
+    assert LossRate().observed(PRIOR_LOSS_S, losses=1).loss_s > PRIOR_LOSS_S
+
+
+@given(st.integers(0, 1000), st.floats(0, 1e8), st.floats(0.1, 1e6))
+def test_more_losses_make_the_gap_shorter_and_more_time_makes_it_longer(
+    losses: int, seconds: float, more_s: float
+) -> None:
+    gap = mean_gap(PRIOR_LOSS_S, losses, seconds)
+    assert mean_gap(PRIOR_LOSS_S, losses + 1, seconds) < gap < mean_gap(PRIOR_LOSS_S, losses, seconds + more_s)
+
+
+@pytest.mark.parametrize("loss_s", [120.0, 3600.0, 14400.0, 7 * 24 * 3600.0])
+def test_while_the_rate_is_learned_little_is_lost_to_who_knows_it(loss_s: float) -> None:
+    """Goodput of jobs of twenty losses, each interval by what was seen so far, beside the best interval's."""
+    stall_s = loss_s / 1000
+    best = goodput(interval(stall_s, loss_s), stall_s, loss_s)
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(200):
+        rate = LossRate()
+        for gap_s in rng.exponential(loss_s, 20).tolist():
+            rate = rate.observed(gap_s, losses=1)
+            shares.append(goodput(interval(stall_s, rate.loss_s), stall_s, loss_s))
+    assert np.mean(shares) > 0.97 * best
 
 
 def test_the_cost_is_what_training_loses() -> None:
