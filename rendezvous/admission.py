@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from spotrun.errors import JobRefused
-from spotrun.rendezvous.state import Job, Outcome, Quarantine
+from spotrun.errors import JobRefused, OtherVersion, VersionRefused
+from spotrun.rendezvous.state import PROTOCOL, Job, Outcome, Quarantine, decode
 
 # The fields of a Job, and the flag that sets each.
 _AGREED = (
     *(("min_nodes", "--nnodes"), ("max_nodes", "--nnodes")),
     *(("max_restarts", "--max-restarts"), ("regions", "--regions")),
 )
+
+
+def job_of(run_id: str, value: bytes) -> Job:
+    """The record of the job; raises VersionRefused where its nodes speak another version, and BadRecord."""
+    try:
+        job: Job = decode(Job, value)
+    except OtherVersion as error:
+        raise VersionRefused(
+            f"The job {run_id!r} runs with version {error.version} of the protocol, this spotrun speaks {PROTOCOL}: "
+            "use the spotrun of its nodes, or another --rdzv-id."
+        ) from None
+    return job
 
 
 def check_agrees(run_id: str, ours: Job, theirs: Job) -> None:

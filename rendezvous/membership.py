@@ -285,6 +285,8 @@ class Membership:
             before = self._last_joined(last) or self._find_predecessor()
         else:
             job, there, outcome, kept_out = result.responses
+            if job:  # first: of another version, the rest could not be read either
+                admission.job_of(self.keys.run_id, job[0].value)
             if outcome:
                 raise admission.ended(self.keys.run_id, decode(Outcome, outcome[0].value))
             if kept_out:
@@ -325,7 +327,7 @@ class Membership:
         if found is None:
             self.client.txn([Compare.absent(self.keys.job)], [Op.put(self.keys.job, self._job_value)])
             return
-        admission.check_agrees(self.keys.run_id, self._job, decode(Job, found.value))
+        admission.check_agrees(self.keys.run_id, self._job, admission.job_of(self.keys.run_id, found.value))
         self._job_value = found.value
 
     def _name_taken(self, now_s: float, there: KeyValue | None) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from spotrun.errors import BadRecord
+from spotrun.errors import BadRecord, OtherVersion
 from spotrun.rendezvous.keys import is_node_id
 
 PROTOCOL = 1
@@ -241,10 +241,11 @@ def decode(kind: type[R], value: bytes) -> R:
     except (ValueError, RecursionError) as error:
         raise BadRecord(f"A {kind.__name__} record is not JSON: {error}") from None
     if not isinstance(data, dict) or data.get("v") != PROTOCOL:
-        version = data.get("v") if isinstance(data, dict) else None
-        raise BadRecord(
-            f"A {kind.__name__} record has protocol version {version!r:.40}, this spotrun speaks {PROTOCOL}: "
-            "run the same spotrun on every node."
+        version = f"{data.get('v') if isinstance(data, dict) else None!r:.40}"
+        raise OtherVersion(
+            f"A {kind.__name__} record has protocol version {version}, this spotrun speaks {PROTOCOL}: "
+            "run the same spotrun on every node.",
+            version,
         )
     del data["v"]
     record = typing.cast(R, _build(kind, data, kind.__name__))

@@ -7,9 +7,12 @@
     │   ├── EtcdRefused                 3   etcd answered: no (authentication, TLS, wrong server, quota)
     │   ├── Compacted                   3   a watch asked for a revision that etcd no longer has
     │   ├── LeaseLost                   3   etcd says that the lease is gone
-    │   └── BadRecord                   3   what lies in etcd is not a record of this protocol
+    │   └── BadRecord                   3   what lies in etcd is not a record
+    │       └── OtherVersion            3   it is one of another version of the protocol
     ├── JobRefused                      4   the job exists and does not take this node
-    │   └── RegionRefused               6   this machine is not where the job's machines may be
+    │   └── UnfitNode                   6   another one may be taken
+    │       ├── RegionRefused           6   this machine is not where the job's machines may be
+    │       └── VersionRefused          6   this spotrun does not understand the job's
     ├── CheckpointError                 5   a checkpoint could not be written, found or trusted
     └── DataError                       2   a dataset or batch setting that cannot give exact data
 
@@ -64,19 +67,35 @@ class BadRecord(EtcdError):
     """Raised by `spotrun.rendezvous.state.decode` on a value that is not what its key promises."""
 
 
+class OtherVersion(BadRecord):
+    """Raised by `decode` on a record of a version of the protocol that this spotrun does not speak."""
+
+    def __init__(self, message: str, version: str) -> None:
+        super().__init__(message)
+        self.version = version
+
+
 class JobRefused(SpotrunError):
     """Raised on joining a job that has ended, has other settings, or already has a node of that name."""
 
     exit_code = 4
 
 
-class RegionRefused(JobRefused):
-    """Raised before anything is read on a machine that is outside --regions, or may be: another one may do.
+class UnfitNode(JobRefused):
+    """The base of what is wrong with this machine alone; raised itself by nothing.
 
-    A code of its own: a 4 ends the whole Job on Kubernetes, and one pod in a wrong place must not.
+    A code of its own: a 4 ends the whole Job on Kubernetes, and one pod that does not fit must not.
     """
 
     exit_code = 6
+
+
+class RegionRefused(UnfitNode):
+    """Raised before anything is read on a machine that is outside --regions, or may be."""
+
+
+class VersionRefused(UnfitNode):
+    """Raised on joining, or looking at, a job of nodes whose spotrun speaks another version of the protocol."""
 
 
 class CheckpointError(SpotrunError):

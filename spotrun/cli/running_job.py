@@ -13,6 +13,7 @@ import click
 
 from spotrun.config import check_tls, parse_endpoints, read_password
 from spotrun.errors import UsageError
+from spotrun.rendezvous.admission import job_of
 from spotrun.rendezvous.etcd import EtcdClient, EtcdConfig
 from spotrun.rendezvous.keys import Keys, check_run_id
 
@@ -60,9 +61,11 @@ class RunningJob:
 
     @contextmanager
     def client(self) -> Iterator[EtcdClient]:
-        """Raises EtcdError where etcd cannot be used."""
+        """Raises EtcdError where etcd cannot be used, VersionRefused where the nodes would not understand."""
         with EtcdClient(self.config) as client:
             client.check()
+            if (found := client.get(self.keys.job)) is not None:
+                job_of(self.keys.run_id, found.value)
             yield client
 
 

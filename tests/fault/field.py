@@ -13,6 +13,7 @@ from tests.etcd_servers import Proxy
 from tests.fault.surroundings import CLOCK, Surroundings
 from tests.jobs import Node, RealJob, descendants
 from tests.networks import Host
+from tests.other_version import OtherSpotrun, other_version
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "api_steps.py"
 STEP_S = 0.05
@@ -65,6 +66,7 @@ class Field:
     places: list[Place] = field(default_factory=list)
     leaving: list[Place] = field(default_factory=list)
     _made: list[Place] = field(default_factory=list)
+    _other: OtherSpotrun | None = None
 
     def add(self, name: str | None = None) -> Place:
         """A node, up to one more than the job takes: that one is a spare."""
@@ -89,6 +91,12 @@ class Field:
         self._made.append(place)
         self.places.append(place)
         return place
+
+    def other_version(self) -> OtherSpotrun:
+        """A copy of the package that nodes of another version run."""
+        if self._other is None:
+            self._other = other_version(self.job.dir / "tmp-other-version")
+        return self._other
 
     @property
     def checkpoints(self) -> Path:

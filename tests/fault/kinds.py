@@ -20,13 +20,15 @@ from typing import Any, TypeAlias
 
 import psutil
 
-from spotrun.rendezvous.keys import Keys
-from tests.etcd_servers import admin, client_of, kill, stopped
+from spotrun.errors import EtcdError, VersionRefused
+from tests.etcd_servers import admin, kill, stopped
 from tests.fault.field import Field, Place
 from tests.networks import Host
+from tests.waiting import until
 
 TTL_S = 2.0
 BRIEF = (0.1, 0.8 * TTL_S)
+REFUSED_BY_S = 60.0  # it waits for an etcd that is away
 LONG = (1.6 * TTL_S, 2.5 * TTL_S)
 
 Said: TypeAlias = dict[str, Any]  # fields of a Harm
@@ -256,12 +258,12 @@ def _storm(field: Field, pick: int) -> Iterator[Said]:
 
 @fault("a node of another version", for_s=(0.1, 2.0))
 def _other_version(field: Field, pick: int) -> Iterator[Said]:
-    """What it says of itself cannot be read."""
-    with client_of(field.etcd) as client:
-        lease = client.grant(30)
-        client.put(Keys(field.job.run_id).node(f"other-{pick}"), b'{"v": 2}', lease=lease)
-        yield {"planned": True}
-        client.revoke(lease)
+    """It is told so, unless etcd is away, and ends."""
+    other = field.other_version()
+    node = field.job.start(f"other-{pick}", within=other.within, env=other.env)
+    yield {"planned": True}
+    until("a node of another version ends", lambda: node.process.poll() is not None, REFUSED_BY_S)
+    assert node.process.returncode in (VersionRefused.exit_code, EtcdError.exit_code), node.output()
 
 
 # -- disks and clocks
