@@ -28,6 +28,7 @@ BOUND = 1000  # entries in etcd: a few hundred kilobytes, and days of a bad mark
 WAITING = 200  # entries that wait for etcd; older ones are then left out there
 RETRY_S = 1.0
 TEXT = 2000  # characters of a message; of a detail, a quarter
+MOST_S = 1e11  # three thousand years: what is beyond is no time
 FILES = "*.ledger.jsonl"
 
 
@@ -74,6 +75,7 @@ BY_EACH = {
 }
 ENDS = {"job_ended", "stopped"}
 BY_FIRST = {"round_formed", "incident", "job_ended"}  # heard by all nodes, told by that of rank 0
+_NUMBERS = ("data_share", "communication_share", "checkpoint_share", "checkpoint_s")  # in details
 _OWN = {"v", "kind", "node", "wall_s", "mono_s", "round", "step", "message", "phases", "cost"}
 
 
@@ -188,14 +190,32 @@ def checkpoint_s_by_round(told: Iterable[Entry]) -> dict[int, float]:
 def entries(found: Iterable[KeyValue]) -> list[Entry]:
     """What lies in these keys, each entry once; what is none is left out."""
     known: dict[str, Entry] = {}
-    for entry in readable(Entry, (kv.value for kv in found)):
+    for entry in of_values(kv.value for kv in found):
         known.setdefault(entry.id, entry)
     return list(known.values())
 
 
 def of_file(path: Path) -> list[Entry]:
     """The entries in one node's file; a last line that is still being written is left out."""
-    return readable(Entry, path.read_bytes().split(b"\n")[:-1])
+    return of_values(path.read_bytes().split(b"\n")[:-1])
+
+
+def of_values(values: Iterable[bytes]) -> list[Entry]:
+    """The entries among them, as anybody may have written them: those left out tell of no time, or of no number."""
+    return [entry for entry in readable(Entry, values) if _makes_sense(entry)]
+
+
+def _makes_sense(entry: Entry) -> bool:
+    told = [entry.wall_s, *(phase.seconds for phase in entry.phases)]
+    if entry.cost is not None:
+        told += [entry.cost.paused_s, entry.cost.node_s, entry.cost.money or 0.0, entry.cost.checkpoint_s]
+    with contextlib.suppress(ValueError):
+        told += [float(text) for name in _NUMBERS if (text := entry.detail.get(name, "None")) != "None"]
+        if (loss := entry.detail.get("loss", "None")) != "None":
+            float(loss)  # of any value: training may have come to nan
+        int(entry.detail.get("world_size", "0"))
+        return all(abs(number) < MOST_S for number in told) and entry.wall_s >= 0
+    return False
 
 
 def file_of(log_dir: Path, run_id: str, node_id: str) -> Path:

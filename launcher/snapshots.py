@@ -29,6 +29,7 @@ class Snapshots:
             return
         fd = os.memfd_create(f"spotrun-{name}", os.MFD_CLOEXEC)
         try:
+            os.fchmod(fd, 0o600)  # else anybody may, who can look into /proc of this process
             os.ftruncate(fd, size_bytes)
         except OSError:
             os.close(fd)

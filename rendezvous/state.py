@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -24,6 +25,8 @@ MAX_TEXT = 16_384
 MAX_NPROC = 4096  # workers of a node: far beyond any machine
 PORTS = 1 << 16
 R = TypeVar("R")
+# What no terminal or file is given: control characters besides tab and line feed, and halves of a surrogate pair.
+_UNFIT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,15 +312,19 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         if not all(isinstance(k, str) and isinstance(v, str) for k, v in value.items()):
             raise BadRecord(f"{where} is not a mapping of text to text.")
-        return dict(value)
+        return {_fit(k): _fit(v) for k, v in value.items()}
     if origin is types.UnionType:
         return None if value is None else _build(typing.get_args(kind)[0], value, where)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62:
         return value
-    if (kind is str and isinstance(value, str) and len(value) <= MAX_TEXT) or (
-        kind is bool and isinstance(value, bool)
-    ):
+    if kind is str and isinstance(value, str) and len(value) <= MAX_TEXT:
+        return _fit(value)
+    if kind is bool and isinstance(value, bool):
         return value
     raise BadRecord(f"{where} is {str(value)[:60]!r}, not {getattr(kind, '__name__', kind)}.")
+
+
+def _fit(text: str) -> str:
+    return text if text.isprintable() else _UNFIT.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -46,7 +46,10 @@ class PrivateShelf:
         self._fds: dict[str, int] = {}
 
     def segment(self, name: str, size_bytes: int) -> str:
-        fd = self._fds.setdefault(name, os.memfd_create(f"spotrun-{name}", os.MFD_CLOEXEC))
+        if name not in self._fds:
+            self._fds[name] = os.memfd_create(f"spotrun-{name}", os.MFD_CLOEXEC)
+            os.fchmod(self._fds[name], 0o600)
+        fd = self._fds[name]
         if os.fstat(fd).st_size < size_bytes:
             os.ftruncate(fd, size_bytes)
         return f"/proc/self/fd/{fd}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import queue
@@ -13,10 +12,9 @@ import click
 
 from spotrun.cli.running_job import RunningJob, of_running_job
 from spotrun.cli.status import read_known
-from spotrun.errors import BadRecord, EtcdError
-from spotrun.launcher.ledger import ENDS, Entry
+from spotrun.errors import EtcdError
+from spotrun.launcher.ledger import ENDS, Entry, of_values
 from spotrun.rendezvous.etcd import WatchEvent
-from spotrun.rendezvous.state import decode
 
 
 @click.command()
@@ -38,8 +36,7 @@ def events(job: RunningJob, follow: bool, as_json: bool) -> None:
             event = news.get()
             if isinstance(event, EtcdError):
                 raise event
-            with contextlib.suppress(BadRecord):
-                entry = decode(Entry, event.value)
+            for entry in of_values([event.value]):
                 _write(entry, as_json)
                 if entry.what in ENDS:
                     return

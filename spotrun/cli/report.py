@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from spotrun.cli.running_job import ETCD_OPTIONS, EtcdFlags, with_options
+from spotrun.cli.running_job import ETCD_OPTIONS, EtcdFlags, RunningJob, with_options
 from spotrun.config import parse_price
 from spotrun.errors import UsageError
 
@@ -35,7 +35,6 @@ def report(
     """
     from spotrun.launcher.job_status import latest, read
     from spotrun.launcher.ledger import FILES, of_file
-    from spotrun.rendezvous.etcd import EtcdClient
     from spotrun.rendezvous.keys import Keys, check_run_id
     from spotrun.report.history import of
     from spotrun.report.page import Prices, page
@@ -53,9 +52,9 @@ def report(
             entries += told
         where = f"no ledger ({FILES}) in {source}: it is made by --log-dir"
     elif rdzv_endpoint:
-        with EtcdClient(EtcdFlags(**etcd).config(rdzv_endpoint)) as client:
-            client.check()
-            found = read(client, Keys(check_run_id(source)))
+        job = RunningJob(Keys(check_run_id(source)), EtcdFlags(**etcd).config(rdzv_endpoint))
+        with job.client() as client:
+            found = read(client, job.keys)
         name = source
         entries = [*found.ledger, *latest(found, time.time())]
         where = f"no ledger of a job {source!r} in etcd at {rdzv_endpoint}: check --rdzv-id"

@@ -85,7 +85,7 @@ def _nodes(nodes: Sequence[NodeStatus], passed_s: float) -> Table:
             ranks(node),
             _number(node.step),
         ]
-        cells += [gpus(node.vitals), cpu(node.vitals), used(node.vitals), *([node.zone] if zoned else [])]
+        cells += [gpus(node.vitals), cpu(node.vitals), used(node.vitals), *([Text(node.zone)] if zoned else [])]
         table.add_row(*cells)
     return table
 

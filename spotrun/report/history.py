@@ -138,7 +138,7 @@ def _end(told: Sequence[Entry]) -> Entry | None:
         return end
     formed = [it for it in told if it.what == "round_formed"]
     left = [it for it in told if it.what == "left" and formed and it.round == formed[-1].round]
-    return left[-1] if formed and set(_nodes(formed[-1])) <= {it.node for it in left} else None
+    return left[-1] if left and set(_nodes(formed[-1])) <= {it.node for it in left} else None
 
 
 def _shares(told: Iterable[Entry]) -> dict[str, float]:

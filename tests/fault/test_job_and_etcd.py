@@ -268,16 +268,25 @@ def test_a_job_runs_with_a_password_that_is_seen_nowhere(
     add_user(private_etcd, "me", password, "/spotrun/job/")  # nothing beyond this run is needed
     admin(private_etcd, "auth/enable")
     flags = ("--etcd-user=me", f"--etcd-password-file={tmp_path / 'password'}")
-    job = job_at(private_etcd.endpoint, flags=flags, nnodes="2:2")
-    nodes = started(job, "ab", steps=100)
+    logs = f"--log-dir={tmp_path / 'job' / 'logs'}"
+    job = job_at(private_etcd.endpoint, flags=(*flags, logs, "--redirects=3", "--max-restarts=1"), nnodes="2:2")
+    fails = (str(STEPS), str(job.out), "100", "0.02", "--fail-at", "10:0")
+    nodes = [job.start(name, script=fails) for name in "ab"]
+    job.until_steps(3, world=2)
     for process in [child for node in nodes for child in [psutil.Process(node.pid), *descendants(node.pid)]]:
         with contextlib.suppress(psutil.NoSuchProcess):
             assert password not in " ".join(process.cmdline())
             assert password not in str(process.environ())
     assert ends(*nodes) == [0, 0], job.tell()
-    for node in nodes:
-        assert password not in node.output()
-        assert password not in node.events_file.read_text()
+    access = (f"--rdzv-endpoint={private_etcd.endpoint}", *flags)
+    report = tmp_path / "report.html"
+    commands = ("status", "--json", "--rdzv-id=job"), ("events", "--rdzv-id=job"), ("report", "job", "-o", report)
+    for command in commands:
+        told = subprocess.run([sys.executable, "-m", "spotrun", *command, *access], capture_output=True, timeout=60)
+        assert told.returncode == 0 and password.encode() not in told.stdout + told.stderr, told
+    assert password not in report.read_text()
+    left = [file.read_bytes() for file in job.dir.rglob("*") if file.is_file()]  # ledgers, logs of agents and workers
+    assert any(b"told to fail" in data for data in left) and not any(password.encode() in data for data in left)
 
 
 @pytest.fixture

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import types
-import typing
 import zlib
 from typing import Any
 
@@ -15,45 +12,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from spotrun.checkpoint import manifest
-from spotrun.errors import BadRecord, CheckpointError
+from spotrun.errors import CheckpointError
 from spotrun.launcher.notices.asked import Unreadable, parse_drain
 from spotrun.rendezvous.settings import Settings
-from spotrun.rendezvous.state import PROTOCOL, Job, Node, Report, Round, decode, encode
+from spotrun.rendezvous.state import PROTOCOL, Job, Node, Report, Round, encode
 from spotrun.rendezvous.transitions import Live, View, decide
+from tests.unit.untrusted import of_type, read
 
-NUMBERS = st.sampled_from([-(1 << 61), -1, 0, 1, 2, 70_000, 1 << 61])
-TEXTS = st.sampled_from(["", "a", "b", "../../etc/passwd", "a\n\x1b[2J", "x" * 300, "\ud800", "failed", "succeeded"])
 WORDS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
     max_leaves=6,
 )
-
-
-def of_type(kind: Any) -> st.SearchStrategy[Any]:
-    """JSON of the right types and of any value."""
-    if dataclasses.is_dataclass(kind):
-        return st.fixed_dictionaries({name: of_type(hint) for name, hint in fields_of(kind).items()})
-    if typing.get_origin(kind) is tuple:
-        return st.lists(of_type(typing.get_args(kind)[0]), max_size=3)
-    if typing.get_origin(kind) is dict:
-        return st.dictionaries(TEXTS, TEXTS, max_size=2)
-    if isinstance(kind, types.UnionType):
-        return st.none() | of_type(typing.get_args(kind)[0])
-    return {int: NUMBERS, str: TEXTS, bool: st.booleans(), float: st.floats()}[kind]
-
-
-def fields_of(kind: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
-def read(kind: Any, body: dict[str, Any]) -> Any:
-    try:
-        return decode(kind, json.dumps({**body, "v": PROTOCOL}).encode())
-    except BadRecord:
-        return None
-
 
 ROUND = {**json.loads(encode(Round(1, (), "a", 1, "start", "", 0, "a1"))), "v": PROTOCOL}
 

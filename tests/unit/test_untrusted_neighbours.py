@@ -7,7 +7,10 @@ import stat
 
 import pytest
 
+from spotrun.config import parse_metrics
 from spotrun.launcher.link import Link
+from spotrun.launcher.snapshots import Snapshots
+from spotrun.memory import PrivateShelf
 from spotrun.rendezvous.liveness import listen
 
 
@@ -26,6 +29,24 @@ def test_the_channel_to_the_workers_is_this_users_alone_whatever_the_umask() -> 
         assert os.stat(link.path).st_uid == os.getuid()
     finally:
         link.close()
+
+
+def test_snapshots_are_this_users_alone_and_have_no_name() -> None:
+    before = set(os.listdir("/dev/shm"))
+    agent, alone = Snapshots(), PrivateShelf()
+    try:
+        agent.make("0.own.a", 4096)
+        for path in (agent.paths()["0.own.a"], alone.segment("0.own.a", 4096)):
+            assert mode(path) == 0o600 and os.stat(path).st_uid == os.getuid()
+            assert os.readlink(path).startswith("/memfd:")
+        assert set(os.listdir("/dev/shm")) == before
+    finally:
+        agent.close()
+
+
+@pytest.mark.parametrize("flag", ["9400", ":9400"])
+def test_metrics_are_for_this_machine_unless_a_host_is_given(flag: str) -> None:
+    assert parse_metrics(flag) == ("127.0.0.1", 9400)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])
