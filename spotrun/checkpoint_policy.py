@@ -18,7 +18,7 @@ from spotrun.errors import UsageError
 
 SNAPSHOT_BUDGET = 0.01  # of training time: below it a snapshot after every step is not worth a thought
 PRIOR_LOSS_S = 4 * 3600.0  # before anything is seen; public spot traces lie between 0.06 and 0.6 losses a node-hour
-MIN_LOSS_S = 60.0  # more frequent losses than this leave no interval that would help
+MIN_LOSS_S = 10.0  # a round that is shorter hardly trains: no interval would help
 MAX_LOSS_S = 30 * 24 * 3600.0  # a quiet month must not stretch the interval without bound
 SMOOTHING = 0.3  # weight of the newest measurement: the last five saves make up five sixths
 
