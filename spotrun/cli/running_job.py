@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import click
 
 from spotrun.config import check_tls, parse_endpoints, read_password
-from spotrun.errors import UsageError
+from spotrun.errors import BadRecord, UsageError
 from spotrun.rendezvous.admission import job_of
 from spotrun.rendezvous.etcd import EtcdClient, EtcdConfig
 from spotrun.rendezvous.keys import Keys, check_run_id
@@ -65,7 +66,8 @@ class RunningJob:
         with EtcdClient(self.config) as client:
             client.check()
             if (found := client.get(self.keys.job)) is not None:
-                job_of(self.keys.run_id, found.value)
+                with contextlib.suppress(BadRecord):  # its nodes may be looked at all the same
+                    job_of(self.keys.run_id, found.value)
             yield client
 
 
