@@ -14,6 +14,7 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from string import Template
 from typing import Any, cast
 
@@ -41,6 +42,8 @@ from spotrun.launcher.notices.notice import Grade, Notice
 from spotrun.launcher.notices.signals import notice_from_signal
 from spotrun.launcher.progress import Teller, of_job, of_node
 from spotrun.launcher.progress_line import ProgressLine
+from spotrun.launcher.snapshot_server import SnapshotServer
+from spotrun.launcher.standby import Standby, find
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
 from spotrun.rendezvous.handler import EtcdRendezvousHandler
@@ -94,6 +97,11 @@ class SpotAgent(LocalElasticAgent):
         self._elastic = handler.max_nodes > 1  # else there is nobody to go on, and a signal ends the job
         self._incidents = Incidents(price_per_node_hour)
         self._link = Link(Commits(handler.membership).take, self._incidents.mark)
+        self._standby = Standby(self._link.snapshots, partial(find, self._membership))
+        self._server: SnapshotServer | None = None
+        if self._elastic:
+            self._server = SnapshotServer(handler.address, self._link.snapshots, spec.local_world_size)
+            self._membership.announce(snapshot_port=self._server.port, snapshot_key=self._server.key)
         self._teller = Teller(say_progress)
         self._progress_line = ProgressLine(progress_s)
         self._hang_timeout_s = hang_timeout_s
@@ -134,6 +142,8 @@ class SpotAgent(LocalElasticAgent):
                         return self._finish()
                     self._apply(action)
                     situation = self._situation()
+                if situation.standing.waits and not self._workers.poll().pids:
+                    self._standby.follow()
                 self._tell_drains()
                 self._tell_progress()
                 self._tell_silence()
@@ -255,6 +265,7 @@ class SpotAgent(LocalElasticAgent):
         standing = self._membership.standing()
         current, group_rank = standing.round, standing.group_rank
         assert current is not None and group_rank is not None
+        self._standby.rest()
         if group_rank == 0:
             _, port = self._handler.stores.serve()
             self._membership.announce(store_port=port)
@@ -368,6 +379,9 @@ class SpotAgent(LocalElasticAgent):
         """What torch's run() calls at the end, whatever happened."""
         self._stop_watchdog()
         self._workers.stop(death_sig, float(timeout))
+        self._standby.rest()
+        if self._server is not None:
+            self._server.close()
         self._link.close()
 
     def _stop_watchdog(self) -> None:

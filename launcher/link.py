@@ -87,7 +87,7 @@ class Link:
         """`commit` is called with each such message and the function that takes its answer, from any thread."""
         self._commit = commit
         self._mark = mark
-        self._snapshots = Snapshots()
+        self.snapshots = Snapshots()
         self._directory = Path(tempfile.mkdtemp(prefix="spotrun-link-"))
         self.path = self._directory / "agent.sock"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -141,7 +141,7 @@ class Link:
 
     def close(self) -> None:
         self.forget()
-        self._snapshots.close()
+        self.snapshots.close()
         self._selector.close()
         self._listener.close()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -191,10 +191,10 @@ class Link:
         elif op == "segment":
             if "name" in message:
                 try:
-                    self._snapshots.make(str(message["name"]), int(message["size_bytes"]))
+                    self.snapshots.make(str(message["name"]), int(message["size_bytes"]))
                 except (OSError, ValueError) as error:
                     logger.warning("no memory for a snapshot: %s", error)
-            self.tell({"op": "segments", "paths": self._snapshots.paths()}, connection)
+            self.tell({"op": "segments", "paths": self.snapshots.paths()}, connection)
         elif op == "kept":
             url, region = bounded(str(message["url"])), bounded(str(message["region"]))
             events.emit("state_kept", level=logging.DEBUG, url=url, region=region)

@@ -63,6 +63,11 @@ class Standing:
         """This node's rank in the round, or None where it is not in it."""
         return None if self.round is None else self.round.index(self.node_id, self.incarnation)
 
+    @property
+    def waits(self) -> bool:
+        """The others train without this node."""
+        return self.joined and self.round is not None and self.group_rank is None and self.outcome is None
+
 
 class Membership:
     """A node's membership; `step` and `handle` run on the reactor's thread, everything else on any."""

@@ -52,6 +52,8 @@ class Node:
     last_round: int = 0  # the newest round it has seen, so that numbers go on rising after etcd has lost its data
     labels: dict[str, str] = field(default_factory=dict)
     restarts: int = 0  # charged so far, as it has seen: what etcd loses is not given to the job again
+    snapshot_port: int = 0  # where nodes that stand by fetch what its workers keep in memory; 0: nowhere
+    snapshot_key: str = ""  # who has it may
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +276,8 @@ def _check(record: Any) -> None:
             raise BadRecord(f"A Node record is of {name[:80]!r}, which is no node id.")
         case Node(agent_port=agent, store_port=store) if not (0 <= agent < PORTS and 0 <= store < PORTS):
             raise BadRecord(f"A Node record has the ports {agent} and {store}.")
+        case Node(snapshot_port=port) if not 0 <= port < PORTS:
+            raise BadRecord(f"A Node record has the port {port} for snapshots.")
         case Node(nproc=nproc) if not 1 <= nproc <= MAX_NPROC:
             raise BadRecord(f"A Node record has {nproc} workers.")
         case Round(number=number, store_port=store) if number < 1 or not 0 <= store < PORTS:

@@ -317,7 +317,8 @@ class Job:
         if found is not None and self._is_best(found) and self._snapshots.load(found):
             self._resume(found.extra, found.own)
             self._saves.history.owed = self._saves.history.unfinished
-            events.emit("restored", level=logging.DEBUG, source="memory", step=self.steps, round=self.round)
+            where: dict[str, Any] = {"source": "memory", "fetched_bytes": found.recall.fetched_bytes}
+            events.emit("restored", level=logging.DEBUG, step=self.steps, round=self.round, **where)
         elif self._saves.storage is not None:
             state = self._tracked.state()
             loaded = load(self._saves.storage, state, group=group, verify=self._options.verify)

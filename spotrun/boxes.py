@@ -60,13 +60,14 @@ def moves(
 
     `parts` are the boxes that each part of the snapshot holds, `holders` the ranks that have it at hand. What the
     target has itself it takes itself; the others take turns. Where several parts hold the same box, the first one
-    counts. Raises KeyError where a need is not covered.
+    counts, and before it one that the target has. Raises KeyError where a need is not covered.
     """
     found: list[Move] = []
+    in_order = sorted(parts, key=lambda part: (target not in holders[part], part))
     for name, need in sorted(needs.items()):
         covered = 0
         seen: set[Box] = set()
-        for part in sorted(parts):
+        for part in in_order:
             held = parts[part].get(name)
             common = held.meet(need) if held is not None else None
             if common is None or common in seen:

@@ -68,6 +68,7 @@ class Recall:
         """`node` is equal for the ranks that share an agent. Looks through the memory of all of them."""
         self._group = group
         self._rank, self._size = (0, 1) if group is None else (group.rank(), group.size())
+        self.fetched_bytes = 0  # of tensors, from other ranks
         self._segments: dict[str, tuple[Segment, Header]] = {}
         for name, path in memory.shelf.segments().items():
             segment = Segment(path)
@@ -203,6 +204,7 @@ class Recall:
             mine = [move for move in away if move.source == source]
             kinds = [tables[move.part][move.name].dtype for move in mine]
             size = sum(move.box.numel * kind.itemsize for move, kind in zip(mine, kinds, strict=True))
+            self.fetched_bytes += size
             buffer = torch.empty(size, dtype=torch.uint8)
             for piece in pieces_of(buffer):
                 work.append(dist.irecv(piece, group=self._group, group_src=source))

@@ -28,11 +28,12 @@ import torch
 from spotrun.boxes import Box
 from spotrun.errors import BadRecord
 
+RESERVE = 0.1  # of the memory that is free, left for everything else on the node
 _HEADER = struct.Struct("<8s8QI")
 _STATE = struct.Struct("<Q")
 _MAGIC = b"SPOTRUN1"
 TORN, WHOLE = 1, 2
-_PAGE = 4096
+PAGE = 4096  # what follows the header begins there
 _ALIGN = 64
 _BLOCK = 1 << 17  # words of 8 bytes in a block of the checksum
 _HOST_REGISTER = 0  # cudaHostRegisterDefault
@@ -68,11 +69,20 @@ class Header:
 
     @property
     def data_at(self) -> int:
-        return _pages(_PAGE + self.head_bytes + self.rest_bytes)
+        return _pages(PAGE + self.head_bytes + self.rest_bytes)
 
     @property
     def used_bytes(self) -> int:
         return self.data_at + self.data_bytes
+
+
+def read_header(start: bytes | mmap.mmap, capacity_bytes: int) -> Header | None:
+    """That of the segment which begins so; None: never written, being written, or left half-written."""
+    magic, *fields = _HEADER.unpack_from(start, 0)
+    if magic != _MAGIC or fields[0] != WHOLE:
+        return None
+    header = Header(*fields)
+    return header if header.used_bytes <= capacity_bytes else None
 
 
 def layout(tensors: Mapping[str, tuple[torch.Tensor, tuple[int, ...], Box]]) -> tuple[dict[str, Piece], int]:
@@ -109,7 +119,7 @@ def decode_head(data: bytes) -> tuple[dict[str, Piece], dict[str, Any]]:
 
 
 def needed_bytes(head_bytes: int, rest_bytes: int, data_bytes: int) -> int:
-    return _pages(_PAGE + head_bytes + rest_bytes) + data_bytes
+    return _pages(PAGE + head_bytes + rest_bytes) + data_bytes
 
 
 class Segment:
@@ -132,25 +142,21 @@ class Segment:
         return self.bytes.numel()
 
     def header(self) -> Header | None:
-        """None where there is no whole part: never written, being written, or left half-written."""
-        magic, *fields = _HEADER.unpack_from(self._map, 0)
-        if magic != _MAGIC or fields[0] != WHOLE:
-            return None
-        header = Header(*fields)
-        return header if header.used_bytes <= self.capacity_bytes else None
+        """None where there is no whole part."""
+        return read_header(self._map, self.capacity_bytes)
 
     def begin(self, round: int, step: int, part: int, parts: int, head: bytes, rest: bytes, data_bytes: int) -> Header:
         """From now on, until `publish`, there is no whole part here."""
         header = Header(TORN, round, step, part, parts, len(head), len(rest), data_bytes, 0)
         self._put(header)
-        self._map[_PAGE : _PAGE + len(head)] = head
-        self._map[_PAGE + len(head) : _PAGE + len(head) + len(rest)] = rest
+        self._map[PAGE : PAGE + len(head)] = head
+        self._map[PAGE + len(head) : PAGE + len(head) + len(rest)] = rest
         return header
 
     def receive(self, header: Header) -> torch.Tensor:
         """As `begin`, for a part that is copied from another node as it is: the bytes to be filled."""
         self._put(dataclasses.replace(header, state=TORN))
-        return self.bytes[_PAGE : header.used_bytes]
+        return self.bytes[PAGE : header.used_bytes]
 
     def publish(self, header: Header) -> Header:
         """All has been copied: from now on the part is whole. Takes the checksum, or trusts that of `receive`."""
@@ -160,13 +166,13 @@ class Segment:
 
     def contents(self, header: Header) -> torch.Tensor:
         """Everything behind the header: what a replica is made of."""
-        return self.bytes[_PAGE : header.used_bytes]
+        return self.bytes[PAGE : header.used_bytes]
 
     def head(self, header: Header) -> bytes:
-        return self._map[_PAGE : _PAGE + header.head_bytes]
+        return self._map[PAGE : PAGE + header.head_bytes]
 
     def rest(self, header: Header) -> bytes:
-        start = _PAGE + header.head_bytes
+        start = PAGE + header.head_bytes
         return self._map[start : start + header.rest_bytes]
 
     def view(self, header: Header, piece: Piece) -> torch.Tensor:
@@ -183,7 +189,7 @@ class Segment:
         return self.checksum(header) == header.checksum
 
     def checksum(self, header: Header) -> int:
-        found = zlib.crc32(self._map[_PAGE : _PAGE + header.head_bytes + header.rest_bytes])
+        found = zlib.crc32(self._map[PAGE : PAGE + header.head_bytes + header.rest_bytes])
         data = self.bytes[header.data_at : header.used_bytes]
         words = data[: data.numel() // 8 * 8].view(torch.int64)
         whole = words.numel() // _BLOCK * _BLOCK
@@ -208,4 +214,4 @@ def spread(sizes: Iterable[tuple[str, int]], parts: int) -> list[set[str]]:
 
 
 def _pages(size: int) -> int:
-    return -(-size // _PAGE) * _PAGE
+    return -(-size // PAGE) * PAGE

@@ -20,6 +20,7 @@ from spotrun.link import Place
 from spotrun.memory import Local, Memory, Stamp, join, split, state_bytes
 from spotrun.recall import Recall
 from spotrun.replicas import Replicas, circle, targets
+from spotrun.segment import RESERVE
 
 if TYPE_CHECKING:
     from spotrun.job_state import Tracked
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("spotrun")
 
 ZONE_ENV = "SPOTRUN_ZONE"  # where this machine is, as the launcher found out
-RESERVE = 0.1  # of what is free, left for everything else on the node
 TURNS = 2
 CGROUP = Path("/sys/fs/cgroup")
 

@@ -1,6 +1,8 @@
 """Training through the API: a small regression, a line a step from rank 0, and an audit.
 
 api_steps.py OUT_FILE STEPS SECONDS_A_STEP ddp|fsdp|plain [CHECKPOINT_DIR] [AUDIT_DIR] [SAVE_EVERY]
+
+After each 25th step it waits as long as there is OUT_FILE with the suffix .hold.
 """
 
 from __future__ import annotations
@@ -64,6 +66,8 @@ def train(job: spotrun.Job) -> None:
                 file.write(json.dumps(line).encode() + b"\n")
         time.sleep(STEP_S)
         job.step(loss=loss)
+        while job.steps % 25 == 0 and OUT.with_suffix(".hold").exists():
+            time.sleep(0.01)
         if job.steps >= STEPS or total[1]:
             break
 

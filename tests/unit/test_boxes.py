@@ -35,10 +35,11 @@ def test_resharding_fills_every_element_with_its_own_value(size: int, old: int, 
         assert torch.equal(made, whole[need.within(Box.whole(whole.shape))])
 
 
-def test_a_box_held_twice_is_taken_once() -> None:
+def test_a_box_held_twice_is_taken_once_and_where_it_is_at_hand() -> None:
     box = Box.whole((4,))
-    plan = moves(0, {"w": box}, {0: {"w": box}, 1: {"w": box}}, {0: [1], 1: [0]})
-    assert len(plan) == 1
+    for target in (0, 1):
+        (move,) = moves(target, {"w": box}, {0: {"w": box}, 1: {"w": box}}, {0: [1], 1: [0]})
+        assert move.source == target
 
 
 def test_a_scalar_is_a_box_too() -> None:
