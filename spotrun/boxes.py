@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+CUT_BYTES = 1 << 20  # slices smaller than this are not worth a copy of their own
+EVEN = 16  # rows in each slice at least, so that they differ by a sixteenth at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +84,26 @@ def moves(
         if covered < need.numel:
             raise KeyError(name)
     return found
+
+
+def spread(tensors: Mapping[str, tuple[Sequence[int], int]], parts: int) -> list[dict[str, Box]]:
+    """All of `tensors` (shape and bytes of each) in `parts` of about the same number of bytes.
+
+    Large ones are cut, along the first dimension that is long enough for even slices; the others go whole, the largest
+    first, to the lightest part.
+    """
+    loads, shares = [0] * parts, [dict[str, Box]() for _ in range(parts)]
+    for name, (shape, size_bytes) in sorted(tensors.items(), key=lambda item: (-item[1][1], item[0])):
+        axis = next((axis for axis, extent in enumerate(shape) if extent >= EVEN * parts), None)
+        if size_bytes >= CUT_BYTES * parts and axis is not None:
+            cuts = [shape[axis] * part // parts for part in range(parts + 1)]
+            for part, (start, end) in enumerate(itertools.pairwise(cuts)):
+                box = Box.whole(shape)
+                at, size = list(box.start), list(box.size)
+                at[axis], size[axis] = start, end - start
+                shares[part][name] = Box(tuple(at), tuple(size))
+        else:
+            lightest = min(range(parts), key=lambda part: (loads[part], part))
+            loads[lightest] += size_bytes
+            shares[lightest][name] = Box.whole(shape)
+    return shares

@@ -21,8 +21,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from spotrun.boxes import Box
-from spotrun.segment import Header, Segment, encode_head, layout, needed_bytes, spread
+from spotrun.boxes import Box, spread
+from spotrun.segment import Header, Segment, encode_head, layout, needed_bytes
 
 logger = logging.getLogger("spotrun")
 
@@ -78,6 +78,10 @@ class Local:
     shape: tuple[int, ...]  # of the whole
     box: Box
 
+    def cut(self, box: Box) -> Local:
+        """Of it what lies in `box`."""
+        return Local(self.tensor[box.within(self.box)], self.shape, box)
+
     @staticmethod
     def of(tensor: torch.Tensor) -> Local:
         if not isinstance(tensor, DTensor):
@@ -116,8 +120,10 @@ class Memory:
         rest = split(state, "", tensors)
         local = {name: Local.of(tensor) for name, tensor in tensors.items()}
         if stamp.parts > 1 and not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-            mine = spread(((name, one.tensor.nbytes) for name, one in local.items()), stamp.parts)[stamp.part]
-            local = {name: one for name, one in local.items() if name in mine}
+            mine = spread({name: (one.shape, one.tensor.nbytes) for name, one in local.items()}, stamp.parts)[
+                stamp.part
+            ]
+            local = {name: local[name].cut(box) for name, box in mine.items()}
         pieces, data_bytes = layout({name: (one.tensor, one.shape, one.box) for name, one in local.items()})
         head = encode_head(pieces, {"rank": stamp.rank, "world_size": stamp.world_size})
         packed = pack({"state": rest, **extra})

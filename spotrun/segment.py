@@ -19,7 +19,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,16 +201,6 @@ class Segment:
         # WHOLE comes last: whoever reads it reads the fields that belong to it.
         _HEADER.pack_into(self._map, 0, _MAGIC, *dataclasses.astuple(dataclasses.replace(header, state=TORN)))
         _STATE.pack_into(self._map, len(_MAGIC), header.state)
-
-
-def spread(sizes: Iterable[tuple[str, int]], parts: int) -> list[set[str]]:
-    """Names spread over `parts` so that each has about the same number of bytes: the largest first, to the lightest."""
-    loads, shares = [0] * parts, [set[str]() for _ in range(parts)]
-    for name, size in sorted(sizes, key=lambda item: (-item[1], item[0])):
-        lightest = min(range(parts), key=lambda part: (loads[part], part))
-        loads[lightest] += size
-        shares[lightest].add(name)
-    return shares
 
 
 def _pages(size: int) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spotrun.boxes import Box, moves
+from spotrun.boxes import CUT_BYTES, Box, moves, spread
 
 
 def rows(size: int, parts: int) -> list[Box]:
@@ -50,3 +51,29 @@ def test_a_scalar_is_a_box_too() -> None:
 def test_a_need_that_nobody_covers_is_named() -> None:
     with pytest.raises(KeyError, match="w"):
         moves(0, {"w": Box.whole((4,))}, {0: {"w": Box((0,), (3,))}}, {0: [0]})
+
+
+def test_bytes_are_spread_evenly() -> None:
+    shares = spread({name: ((size,), size) for name, size in (("a", 5), ("b", 4), ("c", 3), ("d", 3), ("e", 3))}, 2)
+    assert sorted(map(sorted, shares)) == [["a", "d"], ["b", "c", "e"]]
+
+
+@given(
+    shapes=st.lists(st.lists(st.sampled_from([1, 7, 64, 2000]), max_size=3), max_size=5),
+    parts=st.integers(1, 5),
+    item_bytes=st.sampled_from([1, 1000, CUT_BYTES]),
+)
+def test_every_element_is_in_one_part(shapes: list[list[int]], parts: int, item_bytes: int) -> None:
+    sizes = {str(index): (shape, math.prod(shape) * item_bytes) for index, shape in enumerate(shapes)}
+    shares = spread(sizes, parts)
+    for name, (shape, _) in sizes.items():
+        boxes = [share[name] for share in shares if name in share]
+        assert sum(box.numel for box in boxes) == math.prod(shape)
+        assert not any(one.meet(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_a_tensor_larger_than_all_others_does_not_fall_to_one_part() -> None:
+    sizes = {"embedding": ((50_000, 8), 64 * CUT_BYTES), "few rows": ((4, 90_000), 64 * CUT_BYTES), "bias": ((8,), 32)}
+    for share in spread(sizes, 4):
+        rows = sum(box.numel / math.prod(sizes[name][0]) for name, box in share.items() if name != "bias")
+        assert 0.49 < rows < 0.51

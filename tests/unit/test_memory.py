@@ -12,7 +12,7 @@ from spotrun.errors import BadRecord
 from spotrun.memory import Memory, PrivateShelf, Stamp, join
 from spotrun.recall import Holding, Recall, choose
 from spotrun.replicas import circle, targets
-from spotrun.segment import Segment, decode_head, spread
+from spotrun.segment import Segment, decode_head
 from spotrun.snapshots import free_bytes
 
 
@@ -95,6 +95,19 @@ def test_the_workers_of_a_node_keep_one_copy_together() -> None:
     assert torch.equal(got["optimizer"][0]["m"], torch.ones(3) * 5)
 
 
+def test_a_large_tensor_is_copied_by_all_workers_of_a_node() -> None:
+    shelf = PrivateShelf()
+    large = torch.randn(1000, 1200)
+    for part in range(3):
+        memory = Memory(shelf, part)
+        memory.keep(stamp(5, part, 3), {"w": large, "b": torch.ones(())}, {"extra": {}, "rng": None, "final": False})
+        assert memory.wait(20)
+        assert memory.held_bytes() < large.nbytes / 2
+    step, got = found(shelf) or (0, {})
+    assert step == 5
+    assert torch.equal(got["w"], large)
+
+
 def test_a_step_of_which_a_part_is_missing_gives_way_to_the_one_before() -> None:
     shelf = PrivateShelf()
     memories = [Memory(shelf, part) for part in range(2)]
@@ -140,11 +153,6 @@ def test_copies_go_to_the_next_nodes_that_stay() -> None:
     assert targets(nodes, 1, 1, leaving=[0, 1, 2, 3]) == [4]
     assert targets(nodes, 1, 9) == [3, 4, 6]
     assert targets([[0, 1]], 0, 1) == []
-
-
-def test_bytes_are_spread_evenly() -> None:
-    shares = spread([("a", 5), ("b", 4), ("c", 3), ("d", 3), ("e", 3)], 2)
-    assert sorted(map(sorted, shares)) == [["a", "d"], ["b", "c", "e"]]
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"pieces":[["w","os",[1],[0],[1],0]],"about":{}}', b'{"pieces":[[1]]}'])
