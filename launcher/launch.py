@@ -25,6 +25,7 @@ from spotrun.errors import UsageError
 from spotrun.launcher import placement, torch_events
 from spotrun.launcher.agent import SpotAgent
 from spotrun.launcher.host import HostWatch
+from spotrun.launcher.imports import chosen
 from spotrun.launcher.leaving import Drained
 from spotrun.launcher.ledger import Ledger, file_of
 from spotrun.launcher.metrics import Metrics, MetricsServer
@@ -77,7 +78,9 @@ def _launch(
     environment: dict[str, str],
 ) -> dict[int, Any]:
     # The order counts: the process that starts workers must be there before grpc has threads.
-    workers = Workers(warm=options.warm != "off", preload=TRAINING_API, zygote=zygote)
+    script = args[1] if args[:1] == ["-u"] and args[1:2] != ["-m"] else None
+    preload = (*TRAINING_API, *chosen(options.preload, script))
+    workers = Workers(warm=options.warm != "off", preload=preload, zygote=zygote)
     wakeup = Wakeup()
     try:
         handler = create_handler(_parameters(config, where, options.regions), wakeup.wake)

@@ -36,6 +36,7 @@ class AgentOptions:
 
     drain_exit_code: int = DRAIN_EXIT_PLAIN  # of the process, when this node was drained
     warm: str = "auto"  # auto: workers are forked from a process that has imported torch, where that is safe
+    preload: str = ""  # what else that process imports: names of modules, or auto
     notice: tuple[str, ...] = ("auto",)  # where news of this machine's end comes from; checked by the launcher
     hang_timeout_s: float | None = None  # without a step; None: by the length of steps; infinite: never
     alone: bool = False  # the job is of this machine, and its run id of no meaning to what outlives it
@@ -57,6 +58,7 @@ def agent_options(
     *,
     drain_exit_code: str | None = None,
     warm: str | None = None,
+    preload: str | None = None,
     notice: str | None = None,
     hang_timeout: str | None = None,
     replicas: str | None = None,
@@ -76,6 +78,7 @@ def agent_options(
             default_drain_exit_code(environ) if drain_exit_code is None else parse_drain_exit_code(drain_exit_code)
         ),
         warm=parse_warm("auto" if warm is None else warm),
+        preload="" if preload is None else parse_preload(preload),
         notice=("auto",) if notice is None else tuple(name.strip() for name in notice.split(",")),
         hang_timeout_s=None if hang_timeout is None else parse_hang_timeout(hang_timeout),
         region=region or "",
@@ -107,6 +110,16 @@ def parse_drain_exit_code(value: str) -> int:
 def parse_warm(value: str) -> str:
     if value not in WARM_MODES:
         raise UsageError(f"--warm={value} is not known: give {' or '.join(WARM_MODES)}.")
+    return value
+
+
+def parse_preload(value: str) -> str:
+    for name in filter(None, value.split(",")):
+        if not all(part.isidentifier() for part in name.strip().split(".")):
+            raise UsageError(
+                f"--preload={value} is not known: {name!r} is no name of a module; separate several by commas, or give "
+                "auto."
+            )
     return value
 
 

@@ -11,6 +11,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from spotrun.launcher.imports import chosen
 from spotrun.launcher.zygote_process import PRELOADED, TRAINING_API, ZygoteProcess
 
 _NOT_FORKED = ("no-python", "numa-binding", "rdzv-backend", "master-addr", "master-port", "help")
@@ -22,7 +23,8 @@ def early_zygote(args: Sequence[str], environ: Mapping[str, str]) -> Iterator[Zy
     """For the line `args`; None where no worker would be forked."""
     zygote = None
     if expects_forks(args, environ):
-        zygote = ZygoteProcess((*PRELOADED, *TRAINING_API), {**environ, **threads(args, environ)})
+        modules = (*PRELOADED, *TRAINING_API, *preload(args, environ))
+        zygote = ZygoteProcess(modules, {**environ, **threads(args, environ)})
     try:
         yield zygote
     finally:
@@ -42,6 +44,12 @@ def threads(args: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
     """What torchrun sets where a node has several workers: torch reads it when it is imported."""
     nproc = _given(args).get(_NPROC, environ.get(_variable(_NPROC), "1"))
     return {} if "OMP_NUM_THREADS" in environ or nproc == "1" else {"OMP_NUM_THREADS": "1"}
+
+
+def preload(args: Sequence[str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What --preload names; the script is taken to be the first word that ends like one."""
+    script = next((word for word in args if word.endswith(".py") and not word.startswith("-")), None)
+    return chosen(_given(args).get("preload", environ.get("SPOTRUN_PRELOAD", "")), script)
 
 
 def _given(args: Sequence[str]) -> dict[str, str]:

@@ -91,6 +91,8 @@ OWN = (
         (
             _own("--warm", "MODE", "auto", "auto starts workers from a process that has imported torch, where that is "
                  "safe; off starts each anew."),
+            _own("--preload", "MODULES", "", "What else that process imports, such as transformers,datasets; auto is "
+                 "what the script imports at its top. Not what reads a rank when it is imported."),
             _own("--notice", "SOURCES", "auto", "Where news of this machine's end comes from: auto, none, or some of "
                  "aws, gcp, azure, alibaba, file:PATH, http[:PORT], health."),
             _own("--hang-timeout", "S", "20 steps, at least 60 s", "Workers on the training API that make no step for "

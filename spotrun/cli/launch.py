@@ -41,6 +41,7 @@ _ETCD_ACCESS = (*_FILES, "user")
 _OPTIONS = (
     "drain_exit_code",
     "warm",
+    "preload",
     "notice",
     "hang_timeout",
     "replicas",

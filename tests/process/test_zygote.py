@@ -239,3 +239,22 @@ def test_numa_binding_is_started_cold(make: Make, tmp_path: Path, reasons: Reaso
     )
     assert settle(workers).state == "succeeded"
     assert workers.forked == 0 and reasons() == ["NUMA binding needs a program of its own"]
+
+
+@pytest.mark.parametrize(
+    ("preload", "before"), [("--preload=heavy", True), ("--preload=auto", True), ("--warm=auto", False)]
+)
+def test_what_the_user_names_is_imported_before_the_workers_are_forked(
+    tmp_path: Path, preload: str, before: bool
+) -> None:
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "heavy.py").write_text("import os\nPID = os.getpid()\n")
+    script = tmp_path / "train.py"
+    script.write_text("import heavy, os\nprint('imported before' if heavy.PID != os.getpid() else 'imported here')\n")
+    command = [sys.executable, "-m", "spotrun", "--standalone", "--nproc-per-node=2", preload, str(script)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{library}", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["imported before" if before else "imported here"] * 2
+    assert "cold" not in done.stderr
