@@ -1,13 +1,15 @@
 """How long training stands still when a node dies, a worker dies, a node is told to go, or one more comes.
 
-    python -m spotrun.benchmarks.recovery [--scenarios kill,worker,term,join,cold] [--repeat 5] [--nodes 3] [--nproc 1]
+    python -m spotrun.benchmarks.recovery [--scenarios kill,worker,term,join,replace,cold] [--repeat 5]
+                                  [--nodes 3] [--nproc 1]
                                   [--launchers spotrun,spotrun-cold,torchrun] [--with-defaults] [--out FILE.json]
 
 The launchers take turns, so that a busy hour of the machine hits all of them. Each turn is a new job that goes through
-the scenarios one after the other, each from a world that trains steadily (`cold` has a job of its own):
+the scenarios one after the other, each from a world that trains steadily (`replace` and `cold` have jobs of their own):
 
     kill    SIGKILL of one node                    term    SIGTERM of one agent
     worker  SIGKILL of one worker                  join    one more node is started
+    replace SIGKILL of one node, while another one waits above the maximum
     cold    all nodes are started
 
 The victim is the node with the last rank, never the one that holds torchrun's store: that job would end. A recovery
@@ -17,6 +19,7 @@ that takes longer than the limit of its launcher counts as infinitely long; none
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import random
@@ -28,17 +31,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from spotrun.benchmarks.jobs_under_test import LAUNCHERS, DidNotHappen, JobUnderTest, Launcher, Node
 from spotrun.benchmarks.measurement import Measurement
 from spotrun.benchmarks.recovery_figures import PHASES, Recovery, figures
 
-SCENARIOS = ("kill", "worker", "term", "join", "cold")
-ORDER = ("cold", "worker", "kill", "join", "term")  # in which one job can go through all but the first
+SCENARIOS = ("kill", "worker", "term", "join", "replace", "cold")
+ORDER = ("cold", "replace", "worker", "kill", "join", "term")  # in which one job can go through all but the first two
+ALONE = ORDER[:2]
+LOOK_S = 2.0
+SETTLED = 0.05  # processors that a node uses which does nothing but wait
 START_LIMIT_S = 90.0
 TITLE = "Recovery: a node or worker dies, leaves or comes"
 HOW = (
-    "A DDP job on real agents and workers; SIGKILL of a node, of a worker, SIGTERM of an agent, one more node, a cold "
-    "start. From the event to the first step of every rank of the new world; the launchers take turns."
+    "A DDP job on real agents and workers; SIGKILL of a node, of a worker, SIGTERM of an agent, one more node, a lost "
+    "node with another one waiting, a cold start. From the event to the first step of every rank of the new world; the launchers take turns."
 )
 FEATURED = ("event_to_step_s", "pause_s", "lost_steps")
 
@@ -50,17 +58,17 @@ def measure(launcher: Launcher, scenarios: list[str], options: argparse.Namespac
         job: JobUnderTest | None = None
         for scenario in sorted(scenarios, key=ORDER.index):
             need = options.nodes - (scenario == "join")
-            if job is not None and (scenario == "cold" or len(job.staying()) != need):
+            if job is not None and (scenario in ALONE or len(job.staying()) != need):
                 stack.close()
                 job = None
             if job is None:
-                least = options.nodes - (scenario != "cold")
+                least = options.nodes - (scenario not in ALONE)
                 job = JobUnderTest(
                     launcher, f"{least}:{options.nodes}", options.nproc, options.step, options.save_every
                 )
                 stack.enter_context(job)
             runs[scenario] = observe(job, scenario, need)
-            if scenario == "cold" or not runs[scenario]["recovered"]:
+            if scenario in ALONE or not runs[scenario]["recovered"]:
                 stack.close()
                 job = None
     return runs
@@ -97,8 +105,10 @@ def happen(job: JobUnderTest, scenario: str, group: int) -> tuple[float, int]:
     if scenario == "join":
         return job.start().launched_s, len(job.staying())
     victim, pid = choose(job, group)
+    if scenario == "replace":
+        settle(job, job.start())
     event_s = time.monotonic()
-    if scenario == "kill":
+    if scenario in ("kill", "replace"):
         job.kill_node(victim)
     elif scenario == "term":
         victim.leaves = True
@@ -106,6 +116,21 @@ def happen(job: JobUnderTest, scenario: str, group: int) -> tuple[float, int]:
     else:
         os.kill(pid, signal.SIGKILL)
     return event_s, len(job.staying())
+
+
+def settle(job: JobUnderTest, node: Node) -> None:
+    """Until a node that has nothing to do is done with its imports, whatever its launcher."""
+    end_s = time.monotonic() + START_LIMIT_S
+    used_s, share = 0.0, 1.0
+    while share > SETTLED:
+        if time.monotonic() > end_s:
+            raise DidNotHappen(f"node {node.index} does not come to rest")
+        time.sleep(LOOK_S)
+        before_s, used_s = used_s, 0.0
+        for process in job.processes(node):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                used_s += sum(process.cpu_times()[:2])
+        share = (used_s - before_s) / LOOK_S
 
 
 def choose(job: JobUnderTest, group: int) -> tuple[Node, int]:
