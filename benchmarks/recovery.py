@@ -46,7 +46,8 @@ START_LIMIT_S = 90.0
 TITLE = "Recovery: a node or worker dies, leaves or comes"
 HOW = (
     "A DDP job on real agents and workers; SIGKILL of a node, of a worker, SIGTERM of an agent, one more node, a lost "
-    "node with another one waiting, a cold start. From the event to the first step of every rank of the new world; the launchers take turns."
+    "node with another one waiting, a cold start. "
+    "From the event to the first step of every rank of the new world; the launchers take turns."
 )
 FEATURED = ("event_to_step_s", "pause_s", "lost_steps")
 
