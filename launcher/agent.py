@@ -42,8 +42,7 @@ from spotrun.launcher.notices.notice import Grade, Notice
 from spotrun.launcher.notices.signals import notice_from_signal
 from spotrun.launcher.progress import Teller, of_job, of_node
 from spotrun.launcher.progress_line import ProgressLine
-from spotrun.launcher.snapshot_server import SnapshotServer
-from spotrun.launcher.standby import Standby, find
+from spotrun.launcher.standby import Standby, find, lend
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
 from spotrun.rendezvous.handler import EtcdRendezvousHandler
@@ -98,10 +97,8 @@ class SpotAgent(LocalElasticAgent):
         self._incidents = Incidents(price_per_node_hour)
         self._link = Link(Commits(handler.membership).take, self._incidents.mark)
         self._standby = Standby(self._link.snapshots, partial(find, self._membership))
-        self._server: SnapshotServer | None = None
-        if self._elastic:
-            self._server = SnapshotServer(handler.address, self._link.snapshots, spec.local_world_size)
-            self._membership.announce(snapshot_port=self._server.port, snapshot_key=self._server.key)
+        nproc = spec.local_world_size
+        self._lender = lend(self._link.snapshots, handler, nproc) if self._elastic else None
         self._teller = Teller(say_progress)
         self._progress_line = ProgressLine(progress_s)
         self._hang_timeout_s = hang_timeout_s
@@ -380,8 +377,8 @@ class SpotAgent(LocalElasticAgent):
         self._stop_watchdog()
         self._workers.stop(death_sig, float(timeout))
         self._standby.rest()
-        if self._server is not None:
-            self._server.close()
+        if self._lender is not None:
+            self._lender.close()
         self._link.close()
 
     def _stop_watchdog(self) -> None:

@@ -120,6 +120,7 @@ def _copy(fd: int, size_bytes: int) -> int:
     """A file in memory with the first bytes of that one."""
     copied = os.memfd_create("spotrun-copy", os.MFD_CLOEXEC)
     try:
+        os.fchmod(copied, 0o600)
         at = 0
         while at < size_bytes:
             at += os.sendfile(copied, fd, at, min(size_bytes - at, MAX_COPY))

@@ -23,9 +23,10 @@ import torch
 
 from spotrun import events
 from spotrun.errors import BadRecord, EtcdError
-from spotrun.launcher.snapshot_server import TIMEOUT_S
+from spotrun.launcher.snapshot_server import TIMEOUT_S, SnapshotServer
 from spotrun.launcher.snapshots import Snapshots
 from spotrun.launcher.vitals import memory
+from spotrun.rendezvous.handler import EtcdRendezvousHandler
 from spotrun.rendezvous.membership import Membership
 from spotrun.rendezvous.state import Node, Round, readable
 from spotrun.segment import RESERVE, WHOLE, Header, Segment
@@ -49,6 +50,13 @@ def followed(current: Round, nodes: Sequence[Node], node_id: str) -> Node | None
     name = members[-1 - waiting.index(node_id) % len(members)]
     found = [node for node in nodes if node.node_id == name and node.snapshot_port]
     return found[0] if found else None
+
+
+def lend(snapshots: Snapshots, handler: EtcdRendezvousHandler, nproc: int) -> SnapshotServer:
+    """Let nodes that wait follow this one, of `nproc` workers, where it is a member; called before it joins."""
+    server = SnapshotServer(handler.address, snapshots, nproc)
+    handler.membership.announce(snapshot_port=server.port, snapshot_key=server.key)
+    return server
 
 
 def find(membership: Membership) -> Node | None:
