@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import logging
 import math
+import os
 import queue
 import secrets
 import socket
@@ -91,7 +92,7 @@ class Pool:
     def _await_turn(self, session: Session) -> None:
         key, waits = self._keys.pool, False
         while not session.lost.is_set():
-            mine = Op.put(key, socket.gethostname(), session.lease_id)
+            mine = Op.put(key, f"{socket.gethostname()} (process {os.getpid()})", session.lease_id)
             result = self._client.txn([Compare.absent(key)], [mine], [Op.get(key)])
             if result.succeeded:
                 self._revision = result.revision

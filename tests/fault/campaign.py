@@ -26,24 +26,23 @@ import psutil
 from spotrun import audit
 from spotrun.errors import DataError
 from spotrun.rendezvous.embedded import EmbeddedEtcd
+from spotrun.rendezvous.keys import Keys
 from tests.conftest import PR_SET_CHILD_SUBREAPER
 from tests.etcd_servers import client_of, unused_port
-from tests.fault.field import SCRIPT, Field
+from tests.fault import kinds, pool_kinds  # noqa: F401  (the faults)
+from tests.fault.field import AGAIN_S, SCRIPT, SIZE, Field, Nodes
 from tests.fault.figures import append, figures
 from tests.fault.history import Commit, Formed, Harm, History, Step, Violation, violations
-from tests.fault.kinds import KINDS, TTL_S, possible
+from tests.fault.kind import KINDS, TTL_S, possible
+from tests.fault.pools import AGAIN_S as POOL_AGAIN_S
+from tests.fault.pools import KINDS_OF_POOL, Pools
 from tests.fault.schedule import Planned, plan
-from tests.fault.surroundings import Surroundings, small_disk, surroundings
+from tests.fault.surroundings import EVERYTHING, Surroundings, small_disk, surroundings
 from tests.jobs import RealJob, real_job
 from tests.networks import own_network
-from tests.waiting import until
 
-SIZE = 3
-ENDLESS = 10**9  # steps: the job ends when it is told to
 FAULTS_A_JOB = 40  # the first nodes are dear
 BOUND_S = 1.5 * TTL_S + 6.0  # what is promised, and what a machine with fewer cores than processes adds
-JOB_REFUSES = 4
-AGAIN_S = 60.0  # by when a job makes steps again: a new node imports torch meanwhile
 KINDS_OF_JOB = ("ddp", "fsdp")
 
 
@@ -83,28 +82,48 @@ def run(seed: int, faults: int, kind: str, reference: Reference, directory: Path
         job = stack.enter_context(
             real_job(etcd.endpoint, directory / "job", run_id=f"seed-{seed}", nnodes=f"1:{SIZE}", flags=flags)
         )
-        field = Field(job, etcd, data, kind, ENDLESS, SIZE, stack_of_proxies, around)
         if around.disk:
-            stack.enter_context(small_disk(field.checkpoints))
-        for _ in range(SIZE):
-            field.add()
+            stack.enter_context(small_disk(directory / "job" / "ckpt"))
+        field = _field(kind, job, etcd, data, around, stack_of_proxies)
         harms: list[Harm] = []
         missed: list[str] = []
         try:
-            job.until_steps(3, world=SIZE, deadline_s=AGAIN_S)
-            for planned in plan(seed, faults, possible(around.can)):
+            job.until_steps(3, world=SIZE, deadline_s=POOL_AGAIN_S if kind in KINDS_OF_POOL else AGAIN_S)
+            for planned in plan(seed, faults, possible(field.can)):
                 harms.append(_harm(field, planned))
                 if planned.settles:
-                    _goes_on(job)
+                    field.goes_on()
         except AssertionError as error:
             missed.append(str(error).split(" ---", 1)[0])
-        exits = {f"({what})": -1 for what in missed} | _end(field)
+        exits = {f"({what})": -1 for what in missed} | field.end()
         found = _audit(directory / "job" / "audit")
         history = History(
-            _steps(job), _formed(job), _commits(job), tuple(harms), exits, found, _left(field), snapshots_every=None
+            _steps(job),
+            _formed(field),
+            _commits(job),
+            tuple(harms),
+            exits,
+            found,
+            _left(field),
+            snapshots_every=None,
+            fleet=field.fleet() if isinstance(field, Pools) else None,
         )
     curve = reference.up_to(max((line.step for line in history.steps), default=0))
     return Result(history, violations(history, curve, BOUND_S))
+
+
+def _field(
+    kind: str, job: RealJob, etcd: EmbeddedEtcd, data: Path, around: Surroundings, stack: contextlib.ExitStack
+) -> Field:
+    """The job, started."""
+    if kind in KINDS_OF_POOL:
+        pools = Pools(job, etcd, data, "ddp", around, stack=stack, provider=kind)
+        pools.start()
+        return pools
+    nodes = Nodes(job, etcd, data, kind, around, stack=stack)
+    for _ in range(SIZE):
+        nodes.add()
+    return nodes
 
 
 def _harm(field: Field, planned: Planned) -> Harm:
@@ -114,40 +133,14 @@ def _harm(field: Field, planned: Planned) -> Harm:
     return Harm(planned.kind, at_s=began_s, healed_s=time.monotonic(), **{"nodes": (), **said})
 
 
-def _goes_on(job: RealJob) -> None:
-    """More steps are made, whatever the world."""
-    before = _lines(job)
-    until("the job makes steps again", lambda: _lines(job) >= before + 3, AGAIN_S)
-
-
-def _lines(job: RealJob) -> int:
-    return job.out.read_bytes().count(b"\n")
-
-
-def _end(field: Field) -> dict[str, int]:
-    """Tell the job to end; how each node that should be there ended."""
-    exits = {}
-    field.job.out.with_suffix(".end").touch()
-    end_s = time.monotonic() + 2 * AGAIN_S
-    # A node that was told to go before its agent could listen died of it.
-    heard = [place for place in field.leaving if place.node.events("round_formed")]
-    for place in [*field.places, *heard]:
-        try:
-            code = place.node.process.wait(max(0.1, end_s - time.monotonic()))
-            came_too_late = code == JOB_REFUSES and not place.node.events("round_formed")
-            exits[place.name] = 0 if came_too_late else code
-        except subprocess.TimeoutExpired:
-            exits[f"{place.name} (still runs)"] = -1
-    return exits
-
-
 def _left(field: Field) -> tuple[str, ...]:
     """What is there when all that was killed has had the time of a lease to go."""
     end_s = time.monotonic() + 3 * TTL_S
     with client_of(field.etcd) as client:
         while True:
-            found, _ = client.get_prefix(f"/spotrun/{field.job.run_id}/nodes/", keys_only=True)
-            left = (*_processes(str(field.job.dir)), *(f"key {kv.key}" for kv in found))
+            keys = Keys(field.job.run_id)
+            found = [kv.key for prefix in (keys.nodes, keys.asks, keys.pool) for kv in client.get_prefix(prefix)[0]]
+            left = (*_processes(str(field.job.dir)), *(f"key {key}" for key in found))
             if not left or time.monotonic() > end_s:
                 return left
             time.sleep(0.1)
@@ -175,8 +168,8 @@ def _steps(job: RealJob) -> tuple[Step, ...]:
     return tuple(Step(one["step"], one["round"], one["world"], one["loss"], one["mono_s"]) for one in job.steps())
 
 
-def _formed(job: RealJob) -> tuple[Formed, ...]:
-    events = (event for node in job.nodes for event in node.events("round_formed"))
+def _formed(field: Field) -> tuple[Formed, ...]:
+    events = field.events("round_formed")
     return tuple(Formed(e["round"], tuple(e["nodes"]), e["cause"], e["restarts"], e["mono_s"]) for e in events)
 
 
@@ -196,7 +189,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--faults", type=int, default=FAULTS_A_JOB, help="in each job")
-    parser.add_argument("--kind", choices=KINDS_OF_JOB, help="default: in turn")
+    parser.add_argument("--kind", choices=(*KINDS_OF_JOB, *KINDS_OF_POOL), help="default: those of nodes, in turn")
     parser.add_argument("--bare", action="store_true", help="processes on loopback alone: no root is needed")
     parser.add_argument("--out", type=Path, default=Path("campaign-out"))
     given = parser.parse_args()
@@ -208,8 +201,8 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         around = Surroundings() if bare else stack.enter_context(surroundings())
-        if missing := set(KINDS) - set(possible(around.can)):
-            print(f"not possible here: {', '.join(sorted(missing))}")
+        if missing := EVERYTHING - around.can:
+            print(f"faults are left out for want of: {', '.join(sorted(missing))}")
         reference = Reference(scratch)
         for index in range(given.jobs):
             if time.monotonic() > end_s:

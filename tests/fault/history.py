@@ -61,6 +61,27 @@ class Harm:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """The machines that there were from `at_s` on, by name."""
+
+    at_s: float
+    machines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What pools did for a job, and what they were told to do."""
+
+    want: int
+    most: int
+    max_price: float
+    again_s: float  # by when as many as are wanted train again
+    seen: tuple[Seen, ...]
+    asked: Mapping[str, float]  # the price of each machine that a pool asked for, where that is known
+    released: tuple[str, ...]  # machines that a pool gave back
+
+
+@dataclass(frozen=True, slots=True)
 class History:
     steps: tuple[Step, ...]
     formed: tuple[Formed, ...]
@@ -70,6 +91,7 @@ class History:
     audit: tuple[str, ...] = ()  # violations that the proof of exact data found
     left: tuple[str, ...] = ()  # what is still there when all is over
     snapshots_every: int | None = None  # steps that a loss may cost where a copy survives; None: not bounded
+    fleet: Fleet | None = None  # None: no pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +112,9 @@ def violations(history: History, reference: Mapping[int, float], bound_s: float)
         found += check(history)
     for timed in (_continues, _detected):
         found += timed(history, bound_s)
+    if history.fleet is not None:
+        found += _machines(history.fleet)
+        found += _as_many_as_wanted(history, history.fleet)
     return found
 
 
@@ -243,3 +268,26 @@ def _detected(history: History, bound_s: float) -> Iterator[Violation]:
         if seconds - meanwhile > bound_s:
             text = f"{harm.kind} of {', '.join(harm.nodes)}: known after {seconds:.1f} s, bound is {bound_s:.1f} s"
             yield Violation("bounded detection", text)
+
+
+def _machines(fleet: Fleet) -> Iterator[Violation]:
+    """Never too many or too dear, and none is given back that is somebody else's."""
+    for one in fleet.seen:
+        if len(one.machines) > fleet.most:
+            yield Violation("no more machines than allowed", f"{len(one.machines)} at {one.at_s:.1f} s: {one.machines}")
+        if (price := sum(fleet.asked.get(name, 0.0) for name in one.machines)) > fleet.max_price:
+            yield Violation("within the budget", f"{price:g} an hour at {one.at_s:.1f} s: {one.machines}")
+    for name in set(fleet.released) - set(fleet.asked):
+        yield Violation("only its own machines", f"{name} was given back, and no pool had asked for it")
+
+
+def _as_many_as_wanted(history: History, fleet: Fleet) -> Iterator[Violation]:
+    """Where nothing more is done to it, all the nodes that are wanted soon train again."""
+    ends = [harm.at_s for harm in history.harms[1:]] + [history.steps[-1].at_s if history.steps else 0.0]
+    for harm, end_s in zip(history.harms, ends, strict=True):
+        within_s = harm.healed_s + fleet.again_s
+        if end_s > within_s and not any(
+            line.world == fleet.want and harm.healed_s < line.at_s <= within_s for line in history.steps
+        ):
+            text = f"{fleet.want} nodes did not train within {fleet.again_s:g} s after: {harm.kind}"
+            yield Violation("lost machines are replaced", text)

@@ -1,7 +1,4 @@
-"""The faults, each with its heal: a context that does it when it is entered and heals it when it is left.
-
-What a fault is said to take out of the job, and what it may cost, goes into the history as a `Harm`.
-"""
+"""The faults of workers, nodes, disks, clocks, etcd and networks, each with its heal. Those of pools: pool_kinds.py."""
 
 from __future__ import annotations
 
@@ -12,74 +9,32 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import psutil
 
 from spotrun.errors import EtcdError, VersionRefused
 from tests.etcd_servers import admin, kill, stopped
 from tests.fault.field import Field, Place
+from tests.fault.kind import BRIEF, LONG, TTL_S, Said, fault, send, stand_still
 from tests.networks import Host
 from tests.waiting import until
 
-TTL_S = 2.0
-BRIEF = (0.1, 0.8 * TTL_S)
 REFUSED_BY_S = 60.0  # it waits for an etcd that is away
-LONG = (1.6 * TTL_S, 2.5 * TTL_S)
-
-Said: TypeAlias = dict[str, Any]  # fields of a Harm
-Do: TypeAlias = Callable[[Field, int], AbstractContextManager[Said]]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """`weight`: how often it is chosen. New nodes are dear, so what takes nodes away is chosen less often."""
-
-    do: Do
-    for_s: tuple[float, float] = (0.0, 0.0)
-    weight: float = 1.0
-    needs: str = ""  # what the surroundings must have: see surroundings.py
-
-
-KINDS: dict[str, Kind] = {}
-
-
-def fault(
-    name: str, for_s: tuple[float, float] = (0.0, 0.0), weight: float = 1.0, needs: str = ""
-) -> Callable[..., Any]:
-    def register(function: Callable[[Field, int], Iterator[Said]]) -> None:
-        KINDS[name] = Kind(contextlib.contextmanager(function), for_s, weight, needs)
-
-    return register
-
-
-def possible(can: frozenset[str]) -> tuple[str, ...]:
-    """The kinds that need nothing that is not there."""
-    return tuple(name for name, kind in KINDS.items() if not kind.needs or kind.needs in can)
-
-
-def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
-
 
 # -- workers
 
 
 @fault("kill worker", weight=3)
 def _kill_worker(field: Field, pick: int) -> Iterator[Said]:
-    _signal(field.any(pick).workers(), signal.SIGKILL)
+    send(field.any(pick).workers(), signal.SIGKILL)
     yield {"charged": 1}
 
 
 @fault("terminate worker")
 def _terminate_worker(field: Field, pick: int) -> Iterator[Said]:
-    _signal(field.any(pick).workers(), signal.SIGTERM)
+    send(field.any(pick).workers(), signal.SIGTERM)
     yield {"charged": 1}
 
 
@@ -98,11 +53,11 @@ def _out_of_memory(field: Field, pick: int) -> Iterator[Said]:
 @fault("stop worker", for_s=BRIEF, weight=3)
 def _stop_worker(field: Field, pick: int) -> Iterator[Said]:
     workers = field.any(pick).workers()
-    _signal(workers, signal.SIGSTOP)
+    send(workers, signal.SIGSTOP)
     try:
         yield {"pauses": True}
     finally:
-        _signal(workers, signal.SIGCONT)
+        send(workers, signal.SIGCONT)
 
 
 # -- nodes
@@ -111,7 +66,7 @@ def _stop_worker(field: Field, pick: int) -> Iterator[Said]:
 def _lose(field: Field, places: list[Place], *, agents_only: bool = False) -> Iterator[Said]:
     for place in places:
         processes = place.agent() if agents_only else place.everything()
-        _signal(processes, signal.SIGKILL)
+        send(processes, signal.SIGKILL)
     for place in places:
         field.remove(place)
     yield {"nodes": _names(places)}
@@ -157,45 +112,37 @@ def _kill_all(field: Field, _: int) -> Iterator[Said]:
 def _silent(field: Field, pick: int) -> Iterator[Said]:
     place = field.any(pick)
     processes = place.everything()
-    _signal(processes, signal.SIGSTOP)
+    send(processes, signal.SIGSTOP)
     field.remove(place)
     yield {"nodes": (place.name,)}
-    _signal(processes, signal.SIGKILL)
+    send(processes, signal.SIGKILL)
     field.add()
 
 
 @fault("stop agent", for_s=BRIEF, weight=3)
 def _stop_agent(field: Field, pick: int) -> Iterator[Said]:
-    yield from _stand_still(field.any(pick).agent())
+    yield from stand_still(field.any(pick).agent())
 
 
 @fault("stop node briefly", for_s=BRIEF, weight=3)
 def _stop_node(field: Field, pick: int) -> Iterator[Said]:
-    yield from _stand_still(field.any(pick).everything())
+    yield from stand_still(field.any(pick).everything())
 
 
 @fault("stop node for longer than its lease", for_s=LONG, weight=2)
 def _stop_node_long(field: Field, pick: int) -> Iterator[Said]:
-    yield from _stand_still(field.any(pick).everything())
+    yield from stand_still(field.any(pick).everything())
 
 
 @fault("stop all nodes", for_s=LONG)
 def _stop_all(field: Field, _: int) -> Iterator[Said]:
-    yield from _stand_still([process for place in field.places for process in place.everything()])
-
-
-def _stand_still(processes: list[psutil.Process]) -> Iterator[Said]:
-    _signal(processes, signal.SIGSTOP)
-    try:
-        yield {"pauses": True}
-    finally:
-        _signal(processes, signal.SIGCONT)
+    yield from stand_still([process for place in field.places for process in place.everything()])
 
 
 # -- notices
 
 
-@fault("notice", weight=1.5)
+@fault("notice", weight=1.5, needs="apart")
 def _notice(field: Field, pick: int) -> Iterator[Said]:
     place = field.any(pick)
     place.notice.write_text("60")
@@ -204,18 +151,18 @@ def _notice(field: Field, pick: int) -> Iterator[Said]:
     field.add()
 
 
-@fault("repeated notice", for_s=(0.1, 0.5), weight=0.5)
+@fault("repeated notice", for_s=(0.1, 0.5), weight=0.5, needs="apart")
 def _repeated_notice(field: Field, pick: int) -> Iterator[Said]:
     place = field.any(pick)
     place.notice.write_text("60")
-    _signal(place.agent(), signal.SIGTERM)
+    send(place.agent(), signal.SIGTERM)
     field.leave(place)
     yield {"planned": True, "nodes": (place.name,)}
     place.notice.write_text("30")
     field.add()
 
 
-@fault("withdrawn notice", for_s=(0.05, 1.0), weight=0.5)
+@fault("withdrawn notice", for_s=(0.05, 1.0), weight=0.5, needs="apart")
 def _withdrawn_notice(field: Field, pick: int) -> Iterator[Said]:
     """It may come too late to be heard: then the node has left, and another takes its place."""
     place = field.any(pick)
@@ -226,33 +173,33 @@ def _withdrawn_notice(field: Field, pick: int) -> Iterator[Said]:
     field.add()
 
 
-@fault("notice too late", for_s=(0.0, 0.2), weight=1.5)
+@fault("notice too late", for_s=(0.0, 0.2), weight=1.5, needs="apart")
 def _late_notice(field: Field, pick: int) -> Iterator[Said]:
     place = field.any(pick)
     processes = place.everything()
     place.notice.write_text("30")
     field.remove(place)
     yield {"nodes": (place.name,)}
-    _signal(processes, signal.SIGKILL)
+    send(processes, signal.SIGKILL)
     field.add()
 
 
 # -- who joins
 
 
-@fault("joining node", weight=0.7)
+@fault("joining node", weight=0.7, needs="adds")
 def _join(field: Field, _: int) -> Iterator[Said]:
     field.add()
     yield {"planned": True}
 
 
-@fault("nodes come and go in a storm", for_s=(0.2, 3.0), weight=0.4)
+@fault("nodes come and go in a storm", for_s=(0.2, 3.0), weight=0.4, needs="adds")
 def _storm(field: Field, pick: int) -> Iterator[Said]:
     """They are told to go while they start, meet, or train."""
     places = [field.add() for _ in range(2 + pick % 2)]
     yield {"planned": True, "nodes": _names(places)}
     for place in places:
-        _signal(place.agent(), signal.SIGTERM)
+        send(place.agent(), signal.SIGTERM)
         field.leave(place)
 
 
@@ -313,7 +260,7 @@ def _read_only(field: Field, _: int) -> Iterator[Said]:
 def _torn(field: Field, _: int) -> Iterator[Said]:
     places = list(field.places)
     for place in places:
-        _signal(place.everything(), signal.SIGKILL)
+        send(place.everything(), signal.SIGKILL)
         field.remove(place)
     whole = sorted(field.checkpoints.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
     spoiled = -1
@@ -326,7 +273,7 @@ def _torn(field: Field, _: int) -> Iterator[Said]:
         field.add(place.name)
 
 
-@fault("a clock jumps", for_s=(0.5, 5.0))
+@fault("a clock jumps", for_s=(0.5, 5.0), needs="apart")
 def _clock(field: Field, pick: int) -> Iterator[Said]:
     clock = field.any(pick).clock
     clock.write_text(str(pick % 7200 - 3600))
@@ -381,37 +328,37 @@ def _compact(field: Field, _: int) -> Iterator[Said]:
 
 @fault("etcd is slow", for_s=(1.0, 4.0), weight=2)
 def _slow(field: Field, pick: int) -> Iterator[Said]:
-    for place in field.places:
-        place.proxy.delay_s = 0.02 + (pick % 100) / 1000
+    for proxy in field.proxies:
+        proxy.delay_s = 0.02 + (pick % 100) / 1000
     try:
         yield {"etcd": True}
     finally:
-        for place in field.places:
-            place.proxy.delay_s = 0.0
+        for proxy in field.proxies:
+            proxy.delay_s = 0.0
 
 
 @fault("etcd hangs behind a proxy", for_s=(0.1, 2.5 * TTL_S))
 def _proxies_hang(field: Field, _: int) -> Iterator[Said]:
     """What nodes say arrives, their leases among it; no answer does."""
-    for place in field.places:
-        place.proxy.mute()
+    for proxy in field.proxies:
+        proxy.mute()
     try:
         yield {"etcd": True}
     finally:
-        for place in field.places:
-            place.proxy.unmute()
+        for proxy in field.proxies:
+            proxy.unmute()
 
 
 # -- the way from one node to etcd
 
 
-@fault("a node cannot reach etcd", for_s=(0.1, 2.5 * TTL_S), weight=2)
+@fault("a node cannot reach etcd", for_s=(0.1, 2.5 * TTL_S), weight=2, needs="apart")
 def _cut_off(field: Field, pick: int) -> Iterator[Said]:
     with field.any(pick).proxy.away():
         yield {"pauses": True}
 
 
-@fault("a node hears nothing of etcd", for_s=(0.1, 2.5 * TTL_S), weight=2)
+@fault("a node hears nothing of etcd", for_s=(0.1, 2.5 * TTL_S), weight=2, needs="apart")
 def _one_way(field: Field, pick: int) -> Iterator[Said]:
     proxy = field.any(pick).proxy
     proxy.mute()
@@ -423,9 +370,9 @@ def _one_way(field: Field, pick: int) -> Iterator[Said]:
 
 @fault("connections to etcd break", weight=3)
 def _flap(field: Field, pick: int) -> Iterator[Said]:
-    for place in field.places:
+    for proxy in field.proxies:
         if pick % 3:
-            place.proxy.cut()
+            proxy.cut()
     yield {"planned": True}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from tests.fault.kinds import KINDS
+from tests.fault.kind import KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Planned:
     settles: bool  # the job makes steps again before the next one; else the next one falls into this one's wake
 
 
-def plan(seed: int, count: int, kinds: tuple[str, ...] = tuple(KINDS)) -> list[Planned]:
+def plan(seed: int, count: int, kinds: tuple[str, ...]) -> list[Planned]:
     chosen = random.Random(seed)
     weights = [KINDS[name].weight for name in kinds]
     return [

@@ -17,6 +17,7 @@ HOSTS = 12  # more than ever live at a time: those that leave take a while
 SHM = Path("/dev/shm")
 CLOCK = Path(__file__).parent / "clock"
 MEMORY = Path("/sys/fs/cgroup/memory")  # version 1
+EVERYTHING = frozenset({"hosts", "disk", "shm", "memory"})
 
 
 @dataclass(frozen=True, slots=True)

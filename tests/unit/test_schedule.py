@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from tests.fault.kinds import KINDS
+from tests.fault import kinds, pool_kinds  # noqa: F401  (the faults)
+from tests.fault.kind import KINDS
 from tests.fault.schedule import plan
+
+ALL = tuple(KINDS)
 
 
 def test_a_seed_gives_the_same_faults_again_and_another_seed_others() -> None:
-    assert plan(7, 50) == plan(7, 50)
-    assert plan(7, 50) != plan(8, 50)
+    assert plan(7, 50, ALL) == plan(7, 50, ALL)
+    assert plan(7, 50, ALL) != plan(8, 50, ALL)
 
 
 def test_every_kind_comes_up_and_lasts_as_long_as_it_says() -> None:
-    planned = plan(1, 2000)
+    planned = plan(1, 2000, ALL)
     assert {one.kind for one in planned} == set(KINDS)
     for one in planned:
         shortest, longest = KINDS[one.kind].for_s
