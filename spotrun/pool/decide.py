@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 LAG_S = 15.0  # by when a provider's list has what was asked for
-REJOIN_S = 60.0  # by when a node whose machine is there is back: it has lost its lease, or etcd its data
+# By when a node whose machine is there is back: it has lost its lease, or etcd its data. For as long, a machine that
+# nobody has recorded is not given back: after etcd has lost its data, that is each of them.
+REJOIN_S = 60.0
 RETRY_FIRST_S, RETRY_MOST_S = 15.0, 300.0
 
 
@@ -61,7 +63,7 @@ class View:
     machines: tuple[Machine, ...]
     others: int  # nodes of the job that the pool did not ask for, and that stay
     others_leaving: int = 0
-    unknown: frozenset[str] = frozenset()  # what the provider lists as the pool's, and nobody has recorded
+    unknown: Mapping[str, float] = field(default_factory=dict)  # listed as the pool's, recorded by nobody: since (s)
     wait_s: Mapping[str, float] | None = None  # by place: seconds until it may be asked again
 
 
@@ -81,20 +83,23 @@ Acts: TypeAlias = list[Act]
 
 def decide(view: View, settings: Settings) -> Acts:
     """What to do now, in this order."""
-    acts = [Act("release", name, why="nobody has asked for it") for name in sorted(view.unknown)]
-    there = []
+    strays = sorted(name for name, since_s in view.unknown.items() if since_s > REJOIN_S)
+    acts = [Act("release", name, why="nobody has asked for it") for name in strays]
+    may_join = len(view.unknown) - len(strays)
+    there, going = [], []  # what is given back is still there for as long as the provider lists it, or may list it
     for machine in view.machines:
         if released := _release(machine, settings):
             acts.append(released)
+            going += [machine] if machine.listed is not False else []
         else:
             there.append(machine)
     staying = [machine for machine in there if not machine.leaving]
     surplus = len(staying) + view.others - settings.want
     if surplus > 0:
         return acts + _give_back(staying, surplus)
-    room = settings.most - len(there) - view.others - view.others_leaving
-    spent = sum(machine.ask.price for machine in there)
-    return acts + list(_ask(min(-surplus, room), spent, view.wait_s or {}, settings))
+    room = settings.most - len(there) - len(going) - len(strays) - view.others - view.others_leaving
+    spent = sum(machine.ask.price for machine in there + going) + len(view.unknown) * dearest(settings)
+    return acts + list(_ask(min(-surplus, room) - may_join, spent, view.wait_s or {}, settings))
 
 
 def _release(machine: Machine, settings: Settings) -> Act | None:
@@ -135,6 +140,11 @@ def _ask(count: int, spent: float, wait_s: Mapping[str, float], settings: Settin
             return
         spent += place.price or 0.0
         yield Act("ask", place=place)
+
+
+def dearest(settings: Settings) -> float:
+    """The price of a machine of which nobody knows where it is."""
+    return max((place.price or 0.0 for place in settings.places), default=0.0)
 
 
 def retry_s(refusals: int) -> float:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from spotrun import events
 from spotrun.errors import EtcdError, EtcdUnavailable, UsageError
 from spotrun.launcher.ledger import Entry, append
-from spotrun.pool.decide import Act, Ask, Machine, Settings, View, decide, retry_s
+from spotrun.pool.decide import Act, Ask, Machine, Settings, View, dearest, decide, retry_s
 from spotrun.pool.provider import Provider, Refused
 from spotrun.rendezvous.etcd import Compare, EtcdClient, KeyValue, Op
 from spotrun.rendezvous.keys import Keys
@@ -58,6 +58,7 @@ class Pool:
         # Of this job alone: what is listed with it and was recorded by nobody may be given back.
         self.prefix = f"pool-{hashlib.sha256(keys.run_id.encode()).hexdigest()[:8]}-"
         self._known: dict[str, _Known] = {}
+        self._unknown: dict[str, float] = {}  # machines that the provider lists and nobody has recorded: since
         self._refusals: dict[str, int] = {}
         self._retry_at_s: dict[str, float] = {}
         self._given_back: set[str] = set()
@@ -170,7 +171,14 @@ class Pool:
             events.emit("pool_blind", f"the provider does not say what there is: {error}", level=logging.WARNING)
             listed = None
         # A node that bears one of our names is ours, also after etcd has lost what was asked for.
-        asks = {name: Ask(name, "") for name in found.nodes if self._is_ours(name)} | found.asks
+        unpriced = dearest(self._settings)
+        asks = {name: Ask(name, "", unpriced) for name in found.nodes if self._is_ours(name)} | found.asks
+        if listed is not None:
+            # What was given back may still be listed for a while, and is given back again then.
+            self._unknown = {
+                name: -math.inf if name in self._given_back else self._unknown.get(name, now_s)
+                for name in listed - asks.keys()
+            }
         self._known = {name: self._known.get(name) or _Known(now_s, now_s) for name in asks}
         machines = []
         for name, ask in asks.items():
@@ -195,7 +203,7 @@ class Pool:
             tuple(machines),
             others=len(others - found.leaving),
             others_leaving=len(others & found.leaving),
-            unknown=(listed or frozenset()) - asks.keys(),
+            unknown={name: now_s - since_s for name, since_s in self._unknown.items()},
             wait_s={place: at_s - now_s for place, at_s in self._retry_at_s.items()},
         )
 
@@ -245,7 +253,7 @@ class Pool:
         self._record(Op.delete(self._keys.ask(act.name)))
         if act.at_fault and act.name in found.asks:
             self._blame(found.asks[act.name].place)
-        if act.name not in self._given_back:  # it may still be listed for a while, and is given back again then
+        if act.name not in self._given_back:
             self._given_back.add(act.name)
             self._tell("pool_released", act.name, f"{act.name} is given back: {act.why}")
 

@@ -14,6 +14,7 @@ from spotrun.pool.decide import Ask, Place, Settings
 from spotrun.pool.pool import Pool
 from spotrun.pool.providers import Exec
 from spotrun.rendezvous.embedded import EmbeddedEtcd
+from spotrun.rendezvous.etcd import Op
 from spotrun.rendezvous.keys import Keys
 from spotrun.rendezvous.state import Node, Outcome, decode, encode
 from tests.etcd_servers import client_of, etcd, shared_etcd
@@ -156,7 +157,26 @@ def test_what_was_recorded_but_never_asked_for_is_given_up(site: Site, monkeypat
     site.end(pool)
 
 
-def test_a_machine_that_nobody_has_recorded_is_given_back(site: Site, etcd: EmbeddedEtcd) -> None:
+def test_machines_are_kept_whose_records_and_nodes_etcd_has_lost(site: Site) -> None:
+    """All that is left of them is what the provider lists; their nodes are back in a moment."""
+    pool = site.start(want=2, most=2)
+    names = site.until_machines(2)
+    lost = [kv.key for kv in site.client.get_prefix(site.keys.root)[0]]
+    site.client.txn([], [Op.delete(key) for key in lost])
+    until("a pool is active again", lambda: site.client.get(site.keys.pool))
+    for name in names:
+        site.join(name)
+    spare = "not-of-the-pool"
+    site.join(spare)
+    until("one is drained: it is known again", lambda: site.client.get_prefix(site.keys.drains)[0])
+    assert [call[0] for call in site.calls] == ["ask", "ask"]
+    site.end(pool)
+
+
+def test_a_machine_that_nobody_has_recorded_is_given_back(
+    site: Site, etcd: EmbeddedEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spotrun.pool.decide.REJOIN_S", 0.0)
     with client_of(etcd) as client:
         stray = Pool(client, site.keys, Settings(0, 0, (Place("a"),)), Exec(("true",), ())).prefix + "stray"
     (site.directory / "machines").mkdir()

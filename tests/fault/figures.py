@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.fault.history import History, Violation, detections, pauses
 
 LEDGER = "jobs.jsonl"
+TOLD = {"ddp": "DDP", "fsdp": "FSDP2", "exec": "pool, `exec`", "local": "pool, `local`"}  # kinds of jobs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,20 +67,23 @@ def load(directories: Iterable[Path]) -> list[JobFigures]:
 
 def table(jobs: list[JobFigures]) -> str:
     """In Markdown: a row a kind of fault, and a sentence for all."""
-    kinds = {"ddp": Counter[str](), "fsdp": Counter[str]()}
+    kinds = {name: Counter[str]() for name in TOLD if any(job.kind == name for job in jobs)}
     detected: dict[str, float] = {}
     for job in jobs:
         kinds[job.kind].update(job.faults)
         for fault, one in job.detections_s:
             detected[fault] = max(one, detected.get(fault, 0.0))
-    faults = kinds["ddp"] + kinds["fsdp"]
-    rows = ["| fault | DDP | FSDP2 | worst detection |", "|---|---|---|---|"]
+    faults = sum(kinds.values(), Counter[str]())
+    rows = [
+        f"| fault | {' | '.join(TOLD[name] for name in kinds)} | worst detection |",
+        "|---" * (len(kinds) + 2) + "|",
+    ]
     rows += [
-        f"| {name} | {kinds['ddp'][name]} | {kinds['fsdp'][name]} | {_told(detected, name)} |"
-        for name in sorted(faults)
+        f"| {fault} | {' | '.join(str(one[fault]) for one in kinds.values())} | {_told(detected, fault)} |"
+        for fault in sorted(faults)
     ]
     worst = max(detected.values(), default=0.0)
-    rows.append(f"| all | {kinds['ddp'].total()} | {kinds['fsdp'].total()} | {worst:.1f} s |")
+    rows.append(f"| all | {' | '.join(str(one.total()) for one in kinds.values())} | {worst:.1f} s |")
     pauses_s = sorted(one for job in jobs for _, one in job.pauses_s) or [0.0]
     said = (
         f"{faults.total()} faults in {len(jobs)} jobs, {sum(bool(job.broken) for job in jobs)} of them broke promises. "

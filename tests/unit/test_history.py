@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.fault.history import Commit, Formed, Harm, History, Step, detections, pauses, violations
+from tests.fault.history import Commit, Fleet, Formed, Harm, History, Seen, Step, detections, pauses, violations
 
 CURVE = {step: 1.0 / step for step in range(1, 100)}
 KILLED = Harm("kill node", ("b",), at_s=3.0, healed_s=3.0)
@@ -23,8 +23,9 @@ def formed(number: int, *nodes: str, at_s: float = 0.0, restarts: int = 0) -> Fo
     return Formed(number, nodes, "lost", restarts, at_s)
 
 
+GOOD_STEPS = ((1, 1, 2), (2, 1, 2), (3, 1, 2), (3, 2, 1), (4, 2, 1))
 GOOD = History(
-    steps((1, 1, 2), (2, 1, 2), (3, 1, 2), (3, 2, 1), (4, 2, 1)),
+    steps(*GOOD_STEPS),
     (formed(1, "a", "b", at_s=-1.0), formed(1, "a", "b", at_s=-0.9), formed(2, "a", at_s=2.9)),
     (Commit(2, 1, 2.5),),
     (dataclasses.replace(KILLED, at_s=2.5),),
@@ -125,3 +126,41 @@ def test_nobody_can_tell_of_a_round_that_none_has_survived() -> None:
     assert promises(formed=late, harms=(Harm("notice", ("a",), -2.0, -2.0, planned=True), *GOOD.harms)) == []
     later = Harm("notice", ("a",), 20.0, 20.0, planned=True)
     assert promises(formed=late, harms=(*GOOD.harms, later)) == ["bounded detection"], "it was there all the while"
+
+
+FLEET = Fleet(
+    want=2, most=3, max_price=4.0, again_s=5.0,
+    seen=(Seen(-2.0, ("a", "b")), Seen(3.0, ("a",)), Seen(9.0, ())),
+    asked={"a": 1.0, "b": 1.0, "c": 3.0}, released=("b",),
+)  # fmt: skip
+
+
+def of_fleet(**changes: Any) -> list[str]:
+    return promises(fleet=dataclasses.replace(FLEET, **changes))
+
+
+def test_a_pool_that_keeps_its_promises_breaks_nothing() -> None:
+    assert of_fleet() == []
+
+
+def test_more_machines_than_allowed_are_told_however_briefly_they_are_there() -> None:
+    many = Seen(4.0, ("a", "b", "d", "e"))
+    assert of_fleet(seen=(*FLEET.seen[:2], many, FLEET.seen[2])) == ["no more machines than allowed"]
+
+
+def test_machines_that_are_too_dear_together_are_told() -> None:
+    assert of_fleet(seen=(Seen(0.0, ("b", "c")),)) == []
+    assert of_fleet(seen=(Seen(0.0, ("a", "b", "c")),)) == ["within the budget"]
+
+
+def test_a_machine_that_is_given_back_though_no_pool_asked_for_it_is_told() -> None:
+    assert of_fleet(released=("b", "somebody-else")) == ["only its own machines"]
+
+
+def test_a_lost_machine_that_is_not_replaced_in_time_is_told_unless_more_is_done_meanwhile() -> None:
+    alone = steps(*GOOD_STEPS, *((step, 2, 1) for step in range(5, 12)))
+    assert promises(fleet=FLEET, steps=alone) == ["lost machines are replaced"]
+    meanwhile = (*GOOD.harms, Harm("kill worker", (), 7.0, 7.0, charged=1))
+    assert promises(fleet=FLEET, steps=alone, harms=meanwhile) == []
+    back = steps(*GOOD_STEPS, (5, 3, 2), *((step, 3, 2) for step in range(6, 12)))
+    assert promises(fleet=FLEET, steps=back) == []

@@ -60,6 +60,15 @@ def test_a_node_that_lost_its_lease_gets_time_to_be_back() -> None:
     assert acts(View((gone, node("y"), node("z")), others=0))[0] == ("release", "x")
 
 
+def test_what_is_given_back_counts_against_max_for_as_long_as_it_is_listed() -> None:
+    hung = machine("x", joined=True, absent_s=REJOIN_S + 1, place=B)
+    here = (node("y"), node("z"))
+    assert acts(View((hung, *here), others=0), settings(most=3)) == [("release", "x")]
+    assert acts(View((hung, *here), others=0), settings(max_price=4.5)) == [("release", "x")]
+    assert acts(View(here, others=0, unknown={"x": math.inf}), settings(most=3)) == [("release", "x")]
+    assert acts(View(here, others=0), settings(most=3)) == [("ask", "a")]
+
+
 def test_a_machine_that_does_not_come_is_given_up_and_its_place_is_left_alone() -> None:
     (released, *_) = decide(View((machine("x", age_s=601.0),), others=2), settings())
     assert (released.kind, released.name, released.at_fault) == ("release", "x", True)
@@ -98,7 +107,15 @@ def test_of_too_many_the_newest_that_trains_least_is_given_back_and_only_its_own
 
 
 def test_what_nobody_has_recorded_is_given_back() -> None:
-    assert acts(View((node("x"),), others=2, unknown=frozenset({"y"}))) == [("release", "y")]
+    assert acts(View((node("x"),), others=2, unknown={"y": REJOIN_S + 1})) == [("release", "y")]
+
+
+def test_machines_that_etcd_has_forgotten_get_time_to_be_back_and_count_meanwhile() -> None:
+    forgotten = {"x": 1.0, "y": 1.0}
+    assert acts(View((), others=0, unknown=forgotten)) == [("ask", "a")]
+    assert acts(View((), others=0, unknown=forgotten), settings(max_price=4.5)) == [], "each may be a dear one"
+    assert acts(View((node("z"),), others=0, unknown=forgotten)) == []
+    assert acts(View((node("z"),), others=2, unknown=forgotten)) == [], "nor is another given back for them"
 
 
 def test_a_place_that_refuses_is_asked_less_and_less_often() -> None:
