@@ -112,6 +112,16 @@ class Slurm:
                 start_new_session=True,
             )
 
+    def lose(self, name: str) -> None:
+        """That machine is gone, and all that ran on it."""
+        daemon = self.daemons.pop(name)
+        machine = os.readlink(f"/proc/{daemon.pid}/ns/uts")
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, OSError):
+                if os.readlink(f"/proc/{process.pid}/ns/uts") == machine:
+                    process.kill()
+        daemon.wait()
+
     def tell(self) -> str:
         """The ends of all logs, for a failed test."""
         files = sorted([*self.dir.glob("*.log"), *self.dir.glob("*.out")])

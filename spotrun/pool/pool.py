@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 
 from spotrun import events
-from spotrun.errors import EtcdError, EtcdUnavailable, UsageError
+from spotrun.errors import EtcdError, EtcdUnavailable, LeaseLost, UsageError
 from spotrun.launcher.ledger import Entry, append
 from spotrun.pool.decide import Act, Ask, Machine, Settings, View, dearest, decide, retry_s
 from spotrun.pool.provider import Provider, Refused
@@ -68,7 +68,7 @@ class Pool:
     def run(self) -> Outcome:
         """Return how the job ended, when all machines are given back. Raises EtcdRefused."""
         while True:
-            with contextlib.suppress(_Deposed, EtcdUnavailable):
+            with contextlib.suppress(_Deposed, EtcdUnavailable, LeaseLost):
                 session = Session(self._client, LEASE_TTL_S, self._wake)
                 try:
                     self._await_turn(session)

@@ -17,7 +17,7 @@ from spotrun.rendezvous.embedded import EmbeddedEtcd
 from spotrun.rendezvous.etcd import Op
 from spotrun.rendezvous.keys import Keys
 from spotrun.rendezvous.state import Node, Outcome, decode, encode
-from tests.etcd_servers import client_of, etcd, shared_etcd
+from tests.etcd_servers import admin, client_of, etcd, shared_etcd
 from tests.waiting import until
 
 __all__ = ["etcd", "shared_etcd"]
@@ -143,6 +143,22 @@ def test_of_two_pools_one_acts_and_the_other_takes_over_without_asking_twice(sit
     assert len(site.asks) == len(site.machines) == 2
     site.end(first, second)
     assert [call[0] for call in site.calls].count("ask") == 2
+
+
+def test_a_pool_that_waits_outlives_the_loss_of_its_lease(site: Site) -> None:
+    def leases() -> set[int]:
+        return {int(lease["ID"]) for lease in admin(site.etcd, "lease/leases").get("leases", [])}
+
+    before = leases()
+    first = site.start(want=0, most=0)
+    active = until("a pool is active", lambda: site.client.get(site.keys.pool))
+    assert active is not None
+    second = site.start(want=0, most=0)
+    waiting = until("the other one waits", lambda: leases() - before - {active.lease})
+    site.client.revoke(waiting.pop())
+    site.client.txn([], [Op.delete(site.keys.pool)])  # now it would take over
+    until("a pool is active again", lambda: site.client.get(site.keys.pool))
+    site.end(first, second)
 
 
 def test_what_was_recorded_but_never_asked_for_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+CLOCK = Path(__file__).with_name("clock")  # see surroundings.py, which would import too much here
 # Two that never become nodes.
 BARREN = "import signal; signal.pause()"
 STILLBORN = "pass"
@@ -59,7 +60,7 @@ def _start(state: Path, name: str, line: list[str]) -> None:
             command = [sys.executable, "-c", program, f"--node-id={name}", str(state)]
     clock = state / f"clock-{name}"
     clock.write_text("0")
-    own = {"SPOTRUN_NOTICE_FILE": str(state / f"notice-{name}"), "CAMPAIGN_CLOCK": str(clock)}
+    own = {"SPOTRUN_NOTICE_FILE": str(state / f"notice-{name}"), "PYTHONPATH": str(CLOCK), "CAMPAIGN_CLOCK": str(clock)}
     with (state / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **own}, start_new_session=True

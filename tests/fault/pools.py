@@ -23,7 +23,6 @@ from tests.etcd_servers import Proxy, client_of
 from tests.fault.field import SIZE, Field, Place, told
 from tests.fault.history import Fleet, Seen
 from tests.fault.kind import TTL_S
-from tests.fault.surroundings import CLOCK
 from tests.waiting import until
 
 KINDS_OF_POOL = ("exec", "local")
@@ -105,9 +104,7 @@ class Pools(Field):
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(self.job.scratch)}
         with (self.job.dir / f"pool-{len(self.proxies)}.log").open("wb") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**environment, "PYTHONPATH": str(CLOCK)}, start_new_session=True
-            )
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         self.keepers.append(Keeper(process, proxy))
 
     def active(self) -> Keeper:
