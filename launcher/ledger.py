@@ -71,7 +71,7 @@ class Entry:
 BY_EACH = {
     *("notice", "notice_may", "notice_withdrawn", "signal", "left", "agent_dead", "quarantined"),
     *("worker_failed", "hung", "fenced", "stuck", "zygote_lost", "state_lost", "state_unknown"),
-    *("node_placed", "state_kept"),
+    *("node_placed", "state_kept", "state_held"),
 }
 ENDS = {"job_ended", "stopped"}
 BY_FIRST = {"round_formed", "incident", "job_ended"}  # heard by all nodes, told by that of rank 0

@@ -22,6 +22,7 @@ and it says
     {"op": "where", "step": n, "place": text, "waits": bool}    its last step, and its main thread; see whereabouts.py
     {"op": "ready", "agreed": bool, "in_place": bool}  its process groups are gone; agreed: after the agreed step
     {"op": "segment"[, "name": text, "size_bytes": n]}    where the snapshots in memory lie, with this one; snapshots.py
+    {"op": "kept", "url": text, "region": text, "round": n, "saves": n, "size_bytes": n}    see spotrun/kept.py
     {"op": "lost", "step": n, "durable_step": n, "why": text}    a noticed state is in no place that stays
     {"op": "commit", "what": "fence"|"record", "round": n, "step": n, "name": text}    around a checkpoint's publication
     {"op": "commit", "what": "forget", "step": n, "name": text}    it is deleted; there is no answer
@@ -52,6 +53,7 @@ from spotrun.launcher.snapshots import Snapshots
 
 logger = logging.getLogger("spotrun")
 
+TOLD_AGAIN = 1.1  # how much more state lies in memory when that is told once more
 LINE_BYTES = 1 << 16  # a worker that writes longer lines is not ours
 
 
@@ -88,6 +90,7 @@ class Link:
         self._commit = commit
         self._mark = mark
         self.snapshots = Snapshots()
+        self._told_bytes = 0
         self._directory = Path(tempfile.mkdtemp(prefix="spotrun-link-"))
         self.path = self._directory / "agent.sock"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -181,6 +184,7 @@ class Link:
             self._mark(Mark(name, float(message["at_s"]), step, samples, float(message["stepped_s"])))
         elif op == "progress":
             connection.progress, connection.told_s = Steps.of(message), time.monotonic()
+            self._tell_held()
         elif op == "busy":
             if connection.progress is not None:
                 connection.progress = dataclasses.replace(connection.progress, busy=bool(message["busy"]))
@@ -196,8 +200,9 @@ class Link:
                     logger.warning("no memory for a snapshot: %s", error)
             self.tell({"op": "segments", "paths": self.snapshots.paths()}, connection)
         elif op == "kept":
-            url, region = bounded(str(message["url"])), bounded(str(message["region"]))
-            events.emit("state_kept", level=logging.DEBUG, url=url, region=region)
+            where: dict[str, Any] = {name: bounded(str(message[name])) for name in ("url", "region")}
+            where |= {name: int(message[name]) for name in ("round", "saves", "size_bytes")}
+            events.emit("state_kept", level=logging.DEBUG, **where)
         elif op == "lost":
             events.emit(
                 "state_lost",
@@ -210,6 +215,13 @@ class Link:
         elif op == "commit":
             wants_answer = message["what"] != "forget"
             self._commit(message, lambda yes: self._answer(connection, yes) if wants_answer else None)
+
+    def _tell_held(self) -> None:
+        """Each worker makes several segments, one after the other: it is told with what comes about once a second."""
+        size_bytes = self.snapshots.size_bytes
+        if size_bytes > TOLD_AGAIN * self._told_bytes:
+            self._told_bytes = size_bytes
+            events.emit("state_held", level=logging.DEBUG, size_bytes=size_bytes)
 
     def _answer(self, connection: Connection, yes: bool) -> None:
         self.tell({"op": "answer", "yes": yes}, connection)

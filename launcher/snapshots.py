@@ -43,6 +43,11 @@ class Snapshots:
                 os.close(there[0])
             self._segments[name] = fd, size_bytes
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all segments; they never shrink."""
+        return sum(size for _, size in self._segments.values())
+
     def paths(self) -> dict[str, str]:
         """Where each segment can be opened, by its name."""
         with self._lock:

@@ -104,9 +104,10 @@ class Link:
         """This worker does something else than stepping, which may take long; or no longer."""
         self._say({"op": "busy", "busy": busy})
 
-    def kept(self, url: str, region: str) -> None:
-        """Where checkpoints lie, for the ledger."""
-        self._say({"op": "kept", "url": url, "region": region})
+    def kept(self, url: str, region: str, round: int, saves: int, size_bytes: int) -> None:
+        """Where checkpoints lie, and how many this round has written there, for the ledger."""
+        where = {"url": url, "region": region, "round": round}
+        self._say({"op": "kept", **where, "saves": saves, "size_bytes": size_bytes})
 
     def lost(self, step: int, durable_step: int, why: str) -> None:
         """The state as of `step` is in no place that stays; the agent writes it down."""

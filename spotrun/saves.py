@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from spotrun.checkpoint_policy import Every
 from spotrun.errors import CheckpointError
+from spotrun.kept import Kept
 from spotrun.link import Link, Place
 from spotrun.save_history import SaveHistory
 
@@ -41,6 +42,7 @@ class Saves:
         self.storage: Storage | None = None
         self.saved_step = -1  # of the last save that was begun, or that was restored; equal on all ranks
         self._saver: Saver | None = None
+        self._kept: Kept | None = None
         self._saving: SaveHandle | None = None
 
     @property
@@ -61,10 +63,12 @@ class Saves:
 
         self.storage = open_storage(directory)
         region = check_region(self.storage)
+        if self._link is not None:
+            self._kept = Kept(self._link, self.storage.url, region, self._place.round)
         if self._place.rank == 0:
-            if self._link is not None and region:
-                self._link.kept(self.storage.url, region)
             self._claim(self.storage)
+            if self._kept is not None:
+                self._kept.opened()
         self._saver = Saver(
             self.storage,
             run_id=self._place.run_id,
@@ -160,6 +164,8 @@ class Saves:
     def close(self) -> None:
         if self._saver is not None:
             self._saver.close(0.0)
+        if self._kept is not None:
+            self._kept.close()
 
     # -- what the agent says to it
 
@@ -184,6 +190,8 @@ class Saves:
     def _record(self, manifest: Any) -> None:
         if self._link is not None:
             self._link.ask("record", self._place.round, manifest.step, manifest.name)
+        if self._kept is not None:
+            self._kept.saved(manifest.size_bytes)
 
     def _forget(self, name: str) -> None:
         from spotrun.checkpoint.manifest import parse_name

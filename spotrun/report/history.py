@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from spotrun.launcher.ledger import ENDS, Entry, checkpoint_s_by_round
+from spotrun.report.places import Place, places
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class History:
     split: Split
     shares: dict[str, float]  # of a step's time: data, communication, checkpoint; none where nothing tells of steps
     ended: str  # how; empty while it runs
+    places: tuple[Place, ...]
 
 
 def of(entries: Iterable[Entry]) -> History:
@@ -129,6 +131,7 @@ def of(entries: Iterable[Entry]) -> History:
         split,
         _shares(told),
         end.message or end.detail.get("state", "ended") if end else "",
+        places(told),
     )
 
 

@@ -66,7 +66,7 @@ class Prices:
 
 def page(job: str, history: History, prices: Prices) -> str:
     body = [_head(job, history), _figures(history, prices), _world(history), _lanes(history), _curves(history)]
-    body += [_goodput(history), _cost(history, prices), _incidents(history)]
+    body += [_goodput(history), _cost(history, prices), _incidents(history), _places(history)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -204,6 +204,27 @@ def _incident(entry: Entry, began_s: float) -> str:
     words = (_duration(entry.wall_s - began_s), str(entry.round), why, phases)
     cells = "".join(f"<td>{html.escape(it)}</td>" for it in words)
     return f"<tr>{cells}{''.join(f'<td class=n>{it}</td>' for it in numbers)}</tr>"
+
+
+def _places(history: History) -> str:
+    if not history.places:
+        return ""
+    head = "".join(f"<th>{it}</th>" for it in ("where", "region", "zone"))
+    head += "".join(f'<th class="n">{it}</th>' for it in ("saves", "bytes"))
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(word)}</td>' for word in (it.name, it.region, it.zone))}"
+        f'<td class="n">{"in memory" if it.saves is None else it.saves}</td>'
+        f'<td class="n">{_size(it.size_bytes)}</td></tr>'
+        for it in history.places
+    )
+    return f'<h2>Where the state was kept</h2><div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
+
+
+def _size(size_bytes: int) -> str:
+    for unit, most in (("B", 1e3), ("kB", 1e6), ("MB", 1e9)):
+        if size_bytes < most:
+            return f"{size_bytes / most * 1e3:.3g} {unit}"
+    return f"{size_bytes / 1e9:.1f} GB"
 
 
 def _duration(seconds: float) -> str:

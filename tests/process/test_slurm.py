@@ -30,7 +30,7 @@ def cluster() -> Iterator[Slurm]:
 def submit(cluster: Slurm, job: RealJob, *options: str) -> str:
     """The id of the array, or of the job."""
     command = [
-        *(sys.executable, "-m", "spotrun", "submit", "slurm", "--name=curve", *options),
+        *(sys.executable, "-m", "spotrun", "submit", "slurm", *options),
         *(f"--sbatch=--output={job.dir}/%a.log", f"--rdzv-endpoint={job.endpoint}", "--join-window=2"),
         *(str(SCRIPT), str(job.out), str(MOST), "0.05", "ddp", str(job.dir / "ckpt")),
     ]
@@ -70,7 +70,7 @@ def test_an_array_survives_preemption_a_lost_node_and_scancel_with_the_same_curv
             until(f"{element} waits", lambda e=element: cluster.states(e).get(e) == "PENDING", 60, detail=tell)
             cluster.run("scontrol", "update", f"jobid={element}", "StartTime=now+3")
 
-    array = submit(cluster, job, "--nodes=1:4")
+    array = submit(cluster, job, "--name=grows", "--nodes=1:4")
     steps_of(cluster, job, 4)
     everything = set(of_state(cluster, array, "RUNNING"))
     assert len(everything) == 4
@@ -122,7 +122,7 @@ def test_one_job_that_must_not_be_killed_goes_on_without_a_machine_that_is_gone_
 ) -> None:
     job = make_job()
     tell = partial(logs, cluster, job)
-    number = submit(cluster, job, "--nodes=1:3", "--shape=no-kill")
+    number = submit(cluster, job, "--name=shrinks", "--nodes=1:3", "--shape=no-kill")
     steps_of(cluster, job, 3)
     nodes = cluster.run("scontrol", "show", "hostnames", cluster.field(number, "NodeList")).split()
     lost = next(node for node in nodes if node != cluster.field(number, "BatchHost"))

@@ -51,9 +51,14 @@ def test_a_machine_outside_takes_no_part_and_one_inside_is_told_of_by_the_ledger
     assert inside.returncode == 0, inside.stderr
     events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
     (placed,) = (event for event in events if event["kind"] == "node_placed")
-    (kept,) = (event for event in events if event["kind"] == "state_kept")
+    *_, kept = (event for event in events if event["kind"] == "state_kept")
+    (held,) = (event for event in events if event["kind"] == "state_held")
     assert (placed["region"], placed["zone"]) == ("eu-west-1", "eu-west-1b")
     assert (kept["url"], kept["region"]) == (str(tmp_path / "checkpoints"), "eu-west-1")
+    (manifest,) = (tmp_path / "checkpoints").glob("*/manifest.json")
+    size_bytes = sum(file["size"] for file in json.loads(manifest.read_text())["files"])
+    assert (kept["saves"], kept["size_bytes"]) == (1, size_bytes)
+    assert held["size_bytes"] > 0
 
 
 def test_checkpoints_outside_are_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from spotrun.kept import Kept
 from spotrun.link import STACKS_SIGNAL, Link
 from tests.waiting import until
 
@@ -73,6 +74,26 @@ def test_a_worker_whose_round_breaks_while_it_asks_for_memory_still_gets_its_ans
     agent.say(op="round", environment={})
     leaving.join(10)
     assert not leaving.is_alive()
+    link.close()
+
+
+def test_where_saves_lie_is_told_at_once_then_seldom_and_at_the_end_in_sums(agent: Agent) -> None:
+    link = Link(str(agent.path), 0, in_place=True, abort=lambda: None)
+    agent.accept()
+    assert agent.hear()["op"] == "hello"
+    kept = Kept(link, "s3://bucket/run", "eu-west-1", 3)
+    kept.opened()
+    for _ in range(3):
+        kept.saved(100)
+    kept.close()
+    kept.close()
+    link.busy(True)
+    told = [agent.hear() for _ in range(4)]
+    assert told[0] == {
+        "op": "kept", "url": "s3://bucket/run", "region": "eu-west-1", "round": 3, "saves": 0, "size_bytes": 0
+    }  # fmt: skip
+    assert [(it["saves"], it["size_bytes"]) for it in told[:3]] == [(0, 0), (1, 100), (3, 300)]
+    assert told[3]["op"] == "busy", "what was told is not told again"
     link.close()
 
 

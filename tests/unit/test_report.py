@@ -12,6 +12,7 @@ from spotrun.launcher.ledger import Cost, Entry, Phase
 from spotrun.rendezvous.state import encode
 from spotrun.report.history import History, of
 from spotrun.report.page import Prices, page
+from spotrun.report.places import Place, places
 
 BEGAN_S = 1_700_000_000.0
 
@@ -125,6 +126,31 @@ def test_the_page_is_whole_and_takes_nothing_from_elsewhere(history: History) ->
 def test_a_ledger_that_has_just_begun_is_a_page(history: History) -> None:
     for entries in ([], LEDGER[:1], LEDGER[:3]):
         assert "still running" in page("run", of(entries), Prices())
+
+
+def kept(node: str, number: int, saves: object, size_bytes: object, url: str = "s3://b/<run>") -> Entry:
+    detail = {"url": url, "region": "eu-west-1", "saves": str(saves), "size_bytes": str(size_bytes)}
+    return Entry(f"{node}-{number}-{saves}", "state_kept", node, BEGAN_S, number, detail=detail)
+
+
+def held(node: str, size_bytes: int) -> Entry:
+    return Entry(f"{node}-h{size_bytes}", "state_held", node, BEGAN_S, detail={"size_bytes": str(size_bytes)})
+
+
+def test_how_much_of_the_state_lay_where_is_told() -> None:
+    sums = [kept("a", 1, 0, 0), kept("a", 1, 2, 2_000_000), kept("a", 1, 2, 2_000_000), kept("b", 1, 1, 500_000)]
+    sums += [kept("b", 2, 3, 3_000_000), kept("b", 2, 4, 4_000_000), kept("c", 3, "many", "-inf", "/mnt/other")]
+    placed = Entry("b-p", "node_placed", "b", BEGAN_S, detail={"region": "eu-west-1", "zone": "eu-west-1b"})
+    entries = [*sums, placed, held("b", 800), held("b", 1200), held("a", 700)]
+    assert places(entries) == (
+        Place("/mnt/other", "eu-west-1", "", 0, 0),
+        Place("s3://b/<run>", "eu-west-1", "", 7, 6_500_000),
+        Place("a", "", "", None, 700),
+        Place("b", "eu-west-1", "eu-west-1b", None, 1200),
+    )
+    text = page("run", of([*LEDGER, *entries]), Prices())
+    assert "s3://b/&lt;run&gt;" in text and "6.5 MB" in text and "eu-west-1b" in text and "1.2 kB" in text
+    assert "Where the state was kept" not in page("run", of(LEDGER), Prices())
 
 
 def test_the_command_reads_the_files_of_all_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
