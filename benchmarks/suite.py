@@ -22,6 +22,7 @@ SUITE: dict[str, tuple[str, ...]] = {
     "notice_success": ("--mb=500", "--deadlines=5,2", "--repeat=2"),
     "durable": ("--mb=500", "--repeat=3"),
     "plan_error": ("--turns=10",),
+    "plan_losses": ("--seconds=60",),
     "sampler": ("--samples=1e6,1e7,1e9", "--repeat=3"),
 }
 
