@@ -53,7 +53,6 @@ from spotrun.launcher.snapshots import Snapshots
 
 logger = logging.getLogger("spotrun")
 
-TOLD_AGAIN = 1.1  # how much more state lies in memory when that is told once more
 LINE_BYTES = 1 << 16  # a worker that writes longer lines is not ours
 
 
@@ -90,7 +89,6 @@ class Link:
         self._commit = commit
         self._mark = mark
         self.snapshots = Snapshots()
-        self._told_bytes = 0
         self._directory = Path(tempfile.mkdtemp(prefix="spotrun-link-"))
         self.path = self._directory / "agent.sock"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -184,7 +182,7 @@ class Link:
             self._mark(Mark(name, float(message["at_s"]), step, samples, float(message["stepped_s"])))
         elif op == "progress":
             connection.progress, connection.told_s = Steps.of(message), time.monotonic()
-            self._tell_held()
+            self.snapshots.tell()  # workers make their segments one after the other: by now they have
         elif op == "busy":
             if connection.progress is not None:
                 connection.progress = dataclasses.replace(connection.progress, busy=bool(message["busy"]))
@@ -215,13 +213,6 @@ class Link:
         elif op == "commit":
             wants_answer = message["what"] != "forget"
             self._commit(message, lambda yes: self._answer(connection, yes) if wants_answer else None)
-
-    def _tell_held(self) -> None:
-        """Each worker makes several segments, one after the other: it is told with what comes about once a second."""
-        size_bytes = self.snapshots.size_bytes
-        if size_bytes > TOLD_AGAIN * self._told_bytes:
-            self._told_bytes = size_bytes
-            events.emit("state_held", level=logging.DEBUG, size_bytes=size_bytes)
 
     def _answer(self, connection: Connection, yes: bool) -> None:
         self.tell({"op": "answer", "yes": yes}, connection)

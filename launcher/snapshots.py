@@ -6,12 +6,16 @@ or a worker has it open, so nothing is left behind whatever ends them.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
 
+from spotrun import events
+
 # Of a worker by local rank: its own parts, and copies of parts of other nodes; two each, so that one is always whole.
 _NAME = re.compile(r"\d{1,4}\.(own|copy\d{1,2})\.[ab]")
+TOLD_AGAIN = 1.1  # times what was told last
 
 
 class Snapshots:
@@ -20,6 +24,7 @@ class Snapshots:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._segments: dict[str, tuple[int, int]] = {}  # descriptor and size
+        self._told_bytes = 0
 
     def make(self, name: str, size_bytes: int) -> None:
         """A segment of at least that size; what an older, smaller one of that name held is gone.
@@ -43,11 +48,6 @@ class Snapshots:
                 os.close(there[0])
             self._segments[name] = fd, size_bytes
 
-    @property
-    def size_bytes(self) -> int:
-        """Of all segments; they never shrink."""
-        return sum(size for _, size in self._segments.values())
-
     def paths(self) -> dict[str, str]:
         """Where each segment can be opened, by its name."""
         with self._lock:
@@ -61,6 +61,13 @@ class Snapshots:
     def held_bytes(self) -> int:
         with self._lock:
             return sum(size for _, size in self._segments.values())
+
+    def tell(self) -> None:
+        """How much lies here, for the ledger: once, and again when it has grown."""
+        held = self.held_bytes()
+        if held > TOLD_AGAIN * self._told_bytes:
+            self._told_bytes = held
+            events.emit("state_held", level=logging.DEBUG, size_bytes=held)
 
     def close(self) -> None:
         with self._lock:

@@ -149,6 +149,7 @@ class Standby:
                 source=node.node_id,
                 bytes=size_bytes,
             )
+            self._snapshots.tell()
             return header.round, header.step
 
     def _older(self, local_rank: int, size_bytes: int) -> Segment:

@@ -44,7 +44,7 @@ def _stop(field: Pools, pick: int) -> Iterator[Said]:
 @fault("the active pool cannot reach etcd", for_s=(1.0, OUTLIVED[1]), weight=2, needs="pool")
 def _cut_off(field: Pools, pick: int) -> Iterator[Said]:
     with field.active().proxy.away():
-        yield from _lose_one(field, pick)
+        yield from _lose_one(field, pick, cut_off=field.provider == "local")
 
 
 @fault("the active pool hears nothing of etcd", for_s=(1.0, OUTLIVED[1]), weight=2, needs="pool")
@@ -52,7 +52,7 @@ def _one_way(field: Pools, pick: int) -> Iterator[Said]:
     proxy = field.active().proxy
     proxy.mute()
     try:
-        yield from _lose_one(field, pick)
+        yield from _lose_one(field, pick, cut_off=field.provider == "local")
     finally:
         proxy.unmute()
 
@@ -89,9 +89,9 @@ def _harmed(field: Pools, pick: int, how: str) -> Iterator[Said]:
         harm.unlink()
 
 
-def _lose_one(field: Pools, pick: int) -> Iterator[Said]:
-    """The pool has something to do."""
+def _lose_one(field: Pools, pick: int, *, cut_off: bool = False) -> Iterator[Said]:
+    """The pool has something to do. `cut_off`: the nodes that it has started share its way to etcd."""
     place = field.any(pick)
     with contextlib.suppress(ProcessLookupError):
         send(place.everything(), signal.SIGKILL)
-    yield {"nodes": (place.name,)}
+    yield {"nodes": (place.name,), "etcd": cut_off}
