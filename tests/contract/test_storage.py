@@ -16,6 +16,7 @@ from spotrun.checkpoint import Saver, Storage, list_checkpoints, load, open_stor
 from spotrun.checkpoint.region import check_region
 from spotrun.checkpoint.storage_fsspec import FsspecStorage
 from spotrun.errors import CheckpointError
+from tests.fakes.google_storage import BUCKETS, GoogleStorage
 from tests.fakes.s3 import KEY, s3_server
 
 # aiohttp sessions of s3fs live as long as the process; their finalisers warn when a fixture's filesystem is collected.
@@ -200,3 +201,15 @@ def test_a_bucket_outside_of_the_allowed_regions_is_refused_before_anything_is_r
         check_region(storage, {"SPOTRUN_REGIONS": "us-*"})
     with pytest.raises(CheckpointError, match="cannot be asked for"):
         check_region(open_storage("s3://no-such-bucket/run", **options), {"SPOTRUN_REGIONS": "us-*"})
+
+
+def test_a_bucket_of_google_outside_of_the_allowed_regions_is_refused_before_anything_is_read() -> None:
+    with GoogleStorage({"far-away": "EUROPE-WEST4"}) as server:
+        options = {"token": "anon", "endpoint_url": server.url}
+        storage = open_storage("gs://far-away/run", **options)
+        assert check_region(storage, {"SPOTRUN_REGIONS": "us-*,europe-*"}) == "europe-west4"
+        with pytest.raises(CheckpointError, match="is in europe-west4, outside of --regions=us-"):
+            check_region(storage, {"SPOTRUN_REGIONS": "us-*"})
+        with pytest.raises(CheckpointError, match="cannot be asked for"):
+            check_region(open_storage("gs://no-such-bucket/run", **options), {"SPOTRUN_REGIONS": "us-*"})
+        assert {request.path for request in server.requests("far-away")} == {BUCKETS + "far-away"}
