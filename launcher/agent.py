@@ -295,9 +295,11 @@ class SpotAgent(LocalElasticAgent):
         assert current is not None
         # Workers that still wait for a member that will not come cannot agree on a step.
         planned = current.kind in Round.PLANNED and all(worker.entered for worker in self._link.spoken())
-        self._released_for = current.number
         now_s = time.monotonic()
         until_s = now_s + (BOUNDARY_S if planned else RELEASE_S)
+        if self._overdue_s is not None:  # they were told before, and a newer round gives them no more time
+            until_s = min(until_s, self._overdue_s)
+        self._released_for = current.number
         if self._leaving.wanted:
             until_s = min(until_s, now_s + self._leaving.time_for_workers_s(now_s, self._drain()))
         self._overdue_s = until_s

@@ -33,6 +33,7 @@ class Ask:
     name: str
     place: str
     price: float = 0.0
+    joined: bool = False  # its node has been in the job
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import queue
 import secrets
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spotrun import events
 from spotrun.errors import EtcdError, EtcdUnavailable, LeaseLost, UsageError
@@ -124,6 +124,7 @@ class Pool:
             while not session.lost.is_set():
                 found = self._read()
                 if found.outcome is None:
+                    self._note_joined(found)
                     for act in decide(self._view(found), self._settings):
                         self._do(act, found)
                 else:
@@ -183,6 +184,7 @@ class Pool:
         machines = []
         for name, ask in asks.items():
             known = self._known[name]
+            known.joined = known.joined or ask.joined
             if name in found.nodes:
                 known.present_s, known.joined = now_s, True
                 self._refusals.pop(ask.place, None)
@@ -208,6 +210,12 @@ class Pool:
         )
 
     # -- what it does
+
+    def _note_joined(self, found: _Found) -> None:
+        """For whoever is active next: what is gone by then need not be waited for, and its place is not to blame."""
+        for name in found.asks.keys() & found.nodes.keys():
+            if not found.asks[name].joined:
+                self._record(Op.put(self._keys.ask(name), encode(replace(found.asks[name], joined=True))))
 
     def _do(self, act: Act, found: _Found) -> None:
         if act.kind == "ask":

@@ -161,6 +161,19 @@ def test_a_pool_that_waits_outlives_the_loss_of_its_lease(site: Site) -> None:
     site.end(first, second)
 
 
+def test_what_had_joined_and_is_gone_when_another_pool_takes_over_is_replaced_at_once(site: Site) -> None:
+    first = site.start(want=1, most=1)
+    (name,) = site.until_machines(1)
+    site.join(name)
+    until("that is recorded", lambda: site.asks[0].joined)
+    site.end(first)
+    site.client.txn([], [Op.delete(site.keys.outcome), Op.put(site.keys.ask(name), encode(Ask(name, "a", 0.0, True)))])
+    second = site.start(want=1, most=1, places=(Place("a"), Place("b")))
+    until("another one", lambda: len(site.machines) == 1, 10.0, detail=lambda: str(site.calls))
+    assert [ask.place for ask in site.asks] == ["a"], "which is not to blame"
+    site.end(second)
+
+
 def test_what_was_recorded_but_never_asked_for_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool died in between; the next one must not wait for that machine."""
     monkeypatch.setattr("spotrun.pool.decide.LAG_S", 0.0)

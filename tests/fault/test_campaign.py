@@ -1,4 +1,4 @@
-"""A slice of the campaign: a fixed seed against a job under DDP and one under FSDP2."""
+"""A slice of the campaign: fixed seeds against a job under DDP, one under FSDP2, and one that pools keep up."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault.figures import load
+from tests.fault.figures import JobFigures, load
 
 FAULTS = 8  # a job
-SEED = 1392
+
+
+def campaign(out: Path, *arguments: str) -> list[JobFigures]:
+    """As `make campaign` does it: in a process whose network and mounts are its own, where that is allowed."""
+    command = [sys.executable, "-m", "tests.fault.campaign", *arguments, f"--out={out}"]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return load([out])
 
 
 @pytest.mark.timeout(300)
 def test_jobs_keep_every_promise_under_the_faults_of_a_seed(tmp_path: Path) -> None:
-    """As `make campaign` does it: in a process whose network and mounts are its own, where that is allowed."""
-    arguments = (f"--seed={SEED}", "--jobs=2", f"--faults={FAULTS}", f"--out={tmp_path}")
-    command = [sys.executable, "-m", "tests.fault.campaign", *arguments]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    jobs = load([tmp_path])
+    jobs = campaign(tmp_path, "--seed=1392", "--jobs=2", f"--faults={FAULTS}")
     assert {job.kind for job in jobs} == {"ddp", "fsdp"}
     assert sum(sum(job.faults.values()) for job in jobs) == 2 * FAULTS
+
+
+@pytest.mark.timeout(300)
+def test_pools_keep_theirs_while_a_node_and_the_active_one_are_killed(tmp_path: Path) -> None:
+    (job,) = campaign(tmp_path, "--seed=20681", "--jobs=1", "--faults=2", "--kind=exec")
+    assert sum(job.faults.values()) == 2

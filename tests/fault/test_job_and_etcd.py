@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ import trustme
 
 from spotrun.rendezvous.embedded import EmbeddedEtcd
 from spotrun.rendezvous.etcd import Op
+from spotrun.rendezvous.keys import Keys
 from tests.etcd_servers import (  # noqa: F401
     Cluster,
     TlsEtcd,
@@ -36,7 +38,8 @@ from tests.etcd_servers import (  # noqa: F401
     unused_port,
 )
 from tests.jobs import STEPS, Node, RealJob, descendants, real_job
-from tests.waiting import until
+from tests.process.test_api import SCRIPT as API_STEPS
+from tests.waiting import alive, until
 
 TTL_S = 2.0
 # The first round waits for all, however long a busy machine takes to start one.
@@ -231,6 +234,25 @@ def test_nodes_that_die_together(
 
 
 # -- what others write to etcd
+
+
+def test_a_worker_that_does_not_leave_a_broken_round_is_ended_though_a_newer_one_was_planned(
+    private_etcd: EmbeddedEtcd, job_at: JobAt
+) -> None:
+    """A lost node that is back at once makes another round, for which workers may go on to an agreed step."""
+    job = job_at(private_etcd.endpoint, flags=SHORT)
+    script = (str(API_STEPS), str(job.out), "100000", "0.05", "ddp")
+    _, b, c = (job.start(name, script=script) for name in "abc")
+    job.until_steps(3, world=3)
+    (stuck,) = b.worker_pids()
+    os.kill(stuck, signal.SIGSTOP)
+    c.signal(signal.SIGSTOP)
+    with client_of(private_etcd) as client:
+        lost = Keys(job.run_id).node("c")
+        until("its lease is gone", lambda: client.get(lost) is None, detail=job.tell)
+    c.signal(signal.SIGCONT)
+    until("that worker is ended", lambda: not alive(stuck), 30, detail=job.tell)
+    job.until_steps(3, world=3)
 
 
 def test_records_that_nobody_can_read_neither_stop_a_job_nor_end_it(private_etcd: EmbeddedEtcd, job_at: JobAt) -> None:
