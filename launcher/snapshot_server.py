@@ -60,7 +60,13 @@ class SnapshotServer:
             with sock:
                 try:
                     self._serve(sock)
-                except (OSError, ValueError, LookupError, TypeError) as error:  # as they come from a stranger, too
+                except (
+                    OSError,
+                    ValueError,
+                    LookupError,
+                    TypeError,
+                    RecursionError,
+                ) as error:  # a stranger's words, too
                     logger.debug("a snapshot was not sent: %s", error)
 
     def _serve(self, sock: socket.socket) -> None:
@@ -99,12 +105,13 @@ class SnapshotServer:
                 logger.debug("no memory to copy %d bytes for a node that stands by", needed)
                 return []
             made = []
-            for local_rank, (header, fd) in sorted(parts.items()):
-                made.append((local_rank, header, _copy(fd, header.used_bytes)))
-            if any(_header(fd) != header for header, fd in parts.values()):
-                for _, _, copied in made:
-                    os.close(copied)
-                return []
+            with contextlib.ExitStack() as copies:
+                for local_rank, (header, fd) in sorted(parts.items()):
+                    made.append((local_rank, header, _copy(fd, header.used_bytes)))
+                    copies.callback(os.close, made[-1][2])
+                if any(_header(fd) != header for header, fd in parts.values()):
+                    return []
+                copies.pop_all()  # the caller closes them
             return made
         finally:
             for fd in opened.values():

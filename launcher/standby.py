@@ -110,8 +110,8 @@ class Standby:
             except _Short as short:
                 events.emit("memory_short", str(short), level=logging.WARNING)
                 return
-            except (OSError, EtcdError, ValueError, LookupError, TypeError) as error:  # a stranger's words, too
-                logger.debug("nothing was fetched: %s", error)
+            except (OSError, EtcdError, ValueError, LookupError, TypeError, RecursionError) as error:
+                logger.debug("nothing was fetched: %s", error)  # the other node may be a stranger, too
                 node = None
             rest_s = max(LOOK_S, REST * (time.monotonic() - began_s))
 

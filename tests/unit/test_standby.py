@@ -135,7 +135,14 @@ def test_a_step_that_not_all_workers_of_the_member_have_is_not_fetched(
 
 def test_whoever_has_not_the_key_gets_nothing(member: Here, server: SnapshotServer) -> None:
     member.keep(3)
-    for request in (b'{"key": "", "round": 0, "step": 0}\n', b"[]\n", b'{"key": 7}\n', b"\xff\n", b"x" * 5000):
+    for request in (
+        b'{"key": "", "round": 0, "step": 0}\n',
+        b"[]\n",
+        b'{"key": 7}\n',
+        b"\xff\n",
+        b"x" * 5000,
+        b"[" * 4000 + b"\n",
+    ):
         with socket.create_connection(("127.0.0.1", server.port)) as sock:
             sock.sendall(request)
             sock.shutdown(socket.SHUT_WR)
