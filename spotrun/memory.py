@@ -136,8 +136,8 @@ class Memory:
             self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):  # None: nothing changes
-            for view, one in zip(segment.views(header, head, pieces), local.values(), strict=True):
-                view.copy_(one.tensor, non_blocking=on_gpu)
+            for name, piece in pieces.items():
+                segment.view(header, piece).copy_(local[name].tensor, non_blocking=on_gpu)
         copied = self._copied = self._stream.record_event() if on_gpu else None
 
         def finish() -> None:

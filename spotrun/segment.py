@@ -133,7 +133,6 @@ class Segment:
             os.close(fd)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self.path = path
-        self._viewed: tuple[bytes, int, list[torch.Tensor]] = b"", 0, []
         if pin:  # so that a GPU copies into it by itself
             cudart: Any = torch.cuda.cudart  # it has no types
             cudart().cudaHostRegister(self.bytes.data_ptr(), self.bytes.numel(), _HOST_REGISTER)
@@ -184,12 +183,6 @@ class Segment:
         if not piece.nbytes:
             return torch.empty(piece.box.size, dtype=piece.dtype)
         return self.bytes[start : start + piece.nbytes].view(piece.dtype).view(piece.box.size)
-
-    def views(self, header: Header, head: bytes, pieces: Mapping[str, Piece]) -> list[torch.Tensor]:
-        """Of all `pieces`, which `head` tells of; kept, since the next step's are the same, and take time to make."""
-        if self._viewed[:2] != (head, header.data_at):
-            self._viewed = head, header.data_at, [self.view(header, piece) for piece in pieces.values()]
-        return self._viewed[2]
 
     def is_sound(self, header: Header) -> bool:
         """Whether the checksum fits."""
