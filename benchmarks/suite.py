@@ -16,13 +16,13 @@ SUITE: dict[str, tuple[str, ...]] = {
     "rendezvous_scale": ("--repeat=1",),
     "snapshot": ("--mb=100,500",),
     "agreed_step": ("--blocks=20",),
-    "same_curve": ("--types=float32",),
-    "goodput": ("--repeat=1", "--seconds=60"),
+    "same_curve": ("--types=float32", "--steps=200"),
+    "goodput": ("--repeat=1", "--seconds=50"),
     "steady_state": ("--repeat=3",),
     "notice_success": ("--mb=500", "--deadlines=5,2", "--repeat=2"),
     "durable": ("--mb=500", "--repeat=3"),
     "plan_error": ("--turns=10",),
-    "plan_losses": ("--seconds=60",),
+    "plan_losses": ("--launchers=spotrun", "--seconds=60", "--calm=10", "--rehearsals=2"),
     "sampler": ("--samples=1e6,1e7,1e9", "--repeat=3"),
 }
 
