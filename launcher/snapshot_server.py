@@ -43,8 +43,7 @@ class SnapshotServer:
         self._nproc = nproc
         self._listener = listen(address)
         self.port = int(self._listener.getsockname()[1])
-        self._thread = threading.Thread(target=self._run, name="spotrun-snapshots", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="spotrun-snapshots", daemon=True).start()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -49,7 +49,7 @@ def become(job: dict[str, Any], forget: frozenset[str]) -> None:
             runpy._run_module_as_main(command[3])  # type: ignore[attr-defined]  # its frames are in tracebacks
         else:
             _run_script(command[2], command[3:], main)
-    except BaseException:
+    except BaseException:  # raised again, without our frames
         # The interpreter reports it, with all that goes with that; only our frames are left out.
         report = sys.excepthook
 

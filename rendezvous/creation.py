@@ -57,7 +57,7 @@ def create_handler(
     client = EtcdClient(etcd)
     try:
         client.check()
-    except BaseException:
+    except BaseException:  # an interrupt too: the connection must not stay
         client.close()
         raise
     address = parameters.local_addr or own_address(etcd.endpoints[0], parameters.max_nodes)

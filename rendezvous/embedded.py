@@ -113,7 +113,7 @@ class EmbeddedEtcd:
                 if not self._fixed_port:
                     self.port = _free_port(self.host)
                 self._start_once(binary, self._folder, end_s)
-            except BaseException as error:
+            except BaseException as error:  # an interrupt too: no etcd may stay behind
                 taken = _PORT_TAKEN in str(error)
                 if taken and not self._fixed_port and tries_left:
                     continue

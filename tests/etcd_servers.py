@@ -149,7 +149,7 @@ class Cluster:
         try:
             with ThreadPoolExecutor(len(self.members)) as pool:  # none serves before most are there
                 list(pool.map(lambda member: member.start(), self.members))
-        except BaseException:
+        except BaseException:  # an interrupt too: no member may stay behind
             self.stop()
             raise
         return self

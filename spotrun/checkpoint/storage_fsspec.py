@@ -58,7 +58,7 @@ class FsspecStorage:
             file.close()
             if self._at_once:
                 file.commit()
-        except BaseException:
+        except BaseException:  # an interrupt too: nothing half-written may stay
             self._abandon(file, written_to)
             raise
         self.filesystem.invalidate_cache(folder)
