@@ -30,7 +30,7 @@ from typing import Any
 
 from spotrun.benchmarks import goodput_figures, preemption_traces
 from spotrun.benchmarks.jobs_under_test import LAUNCHERS, PORT, STORE, DidNotHappen, JobUnderTest, Launcher, Node
-from spotrun.benchmarks.measurement import Measurement
+from spotrun.benchmarks.measurement import Measurement, some_of
 from spotrun.benchmarks.preemption_traces import Change, NotATrace
 
 ROWS = ("spotrun-api", "spotrun", "torchrun")
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--trace", type=Path)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--from-hours", type=float, default=0.0, help="where in the file to begin")
-    parser.add_argument("--launchers", default=",".join(ROWS))
+    parser.add_argument("--launchers", type=some_of(ROWS), default=",".join(ROWS))
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--compress", type=float, default=120.0)
     parser.add_argument("--seconds", type=float, default=90.0, help="of the replay")
@@ -134,9 +134,6 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    names = options.launchers.split(",")
-    if unknown := [name for name in names if name not in ROWS]:
-        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(ROWS)}")
     try:
         title, changes = trace(options)
     except (NotATrace, OSError) as error:
@@ -150,7 +147,7 @@ def main() -> None:
     document = Measurement("goodput", TITLE, HOW, FEATURED, settings, HIGHER)
     timelines: dict[str, Any] = {}
     for _ in range(options.repeat):
-        for name in names:
+        for name in options.launchers:
             run, line = measure(LAUNCHERS[name], changes, options)
             document.add(run, launcher=name, trace=title)
             print(f"{name}: {run}", file=sys.stderr)

@@ -8,13 +8,14 @@ A value of null did not come within its limit: it counts as infinite. `compare` 
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -183,3 +184,15 @@ def _commit() -> str | None:
     here = Path(__file__).resolve().parent
     told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
     return told.stdout.strip() or None
+
+
+def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """For argparse: names of `known`, separated by commas."""
+
+    def read(value: str) -> list[str]:
+        names = value.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
+        return names
+
+    return read

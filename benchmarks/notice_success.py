@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from spotrun.benchmarks.jobs_under_test import LAUNCHERS, LOOK_S, DidNotHappen, JobUnderTest
-from spotrun.benchmarks.measurement import Measurement
+from spotrun.benchmarks.measurement import Measurement, some_of
 
 ROWS = ("spotrun-api", "torchrun")
 SCRIPT = Path(__file__).parent / "notice_steps.py"
@@ -83,20 +83,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", default="10,200,1000", help="of state")
     parser.add_argument("--deadlines", default="30,10,5,2", help="seconds")
-    parser.add_argument("--launchers", default=",".join(ROWS))
+    parser.add_argument("--launchers", type=some_of(ROWS), default=",".join(ROWS))
     parser.add_argument("--nproc", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    names = options.launchers.split(",")
-    if unknown := [name for name in names if name not in ROWS]:
-        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(ROWS)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: every job is ended first
     document = Measurement("notice_success", TITLE, HOW, FEATURED, {"nproc": options.nproc}, ("saved",))
     for _ in range(options.repeat):
         for mb in map(int, options.mb.split(",")):
             for deadline in map(int, options.deadlines.split(",")):
-                for name in names:
+                for name in options.launchers:
                     try:
                         run = observe(name, mb * 10**6, deadline, options)
                     except DidNotHappen as error:

@@ -27,7 +27,7 @@ from typing import Any
 
 from spotrun.benchmarks.goodput_figures import GAP_STEPS, steps_made, useful
 from spotrun.benchmarks.jobs_under_test import LAUNCHERS, JobUnderTest, Node
-from spotrun.benchmarks.measurement import Measurement
+from spotrun.benchmarks.measurement import Measurement, some_of
 from spotrun.checkpoint_policy import goodput
 
 ROWS = ("spotrun", "spotrun-api")
@@ -135,7 +135,7 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--launchers", default=",".join(ROWS))
+    parser.add_argument("--launchers", type=some_of(ROWS), default=",".join(ROWS))
     parser.add_argument("--seconds", type=float, default=180.0)
     parser.add_argument("--mean", type=float, default=20.0, help="seconds between losses")
     parser.add_argument("--calm", type=float, default=15.0, help="seconds for the time of a step")
@@ -147,15 +147,12 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    names = options.launchers.split(",")
-    if unknown := [name for name in names if name not in ROWS]:
-        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(ROWS)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: every job is ended first
     settings = {name: getattr(options, name) for name in ("seconds", "mean", "nodes", "step", "save_every", "seed")}
     document = Measurement("plan_losses", TITLE, HOW, FEATURED, settings)
     for repeat in range(options.repeat):
         losses_s = times_of_losses(options.seed + repeat, options.mean, options.seconds)
-        for name in names:
+        for name in options.launchers:
             with JobUnderTest(
                 LAUNCHERS[name],
                 f"1:{options.nodes}",
