@@ -297,9 +297,9 @@ class JobUnderTest:
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            for child in (*(node.process for node in self.nodes), *([self._server] if self._server else [])):
-                child.poll()
             if not left:
+                for child in (*(node.process for node in self.nodes), *([self._server] if self._server else [])):
+                    child.wait(GONE_S)
                 return
             if time.monotonic() > end_s:
                 raise SystemExit(f"processes {[process.pid for process in left]} do not end")

@@ -6,8 +6,8 @@ Nodes train, and one of them is killed without a word at times that a seed draws
 is replaced at once. What the plan is told beforehand is measured first, on the same job: the time of a step, saves
 included, while nothing happens, and for how long no step is made around a loss and the join that follows it.
 
-    spotrun        a script that saves each --save-every steps and goes on from there, as the formula has it
-    spotrun-api    spotrun.run: the other nodes hold the state in memory
+    spotrun        a script that saves each --save-every steps and goes on from there, after a loss and after a join
+    spotrun-api    spotrun.run: the other nodes hold the state in memory, so that losses count as noticed ones
 
     predicted, measured    goodput: the steps that counted, of those that an undisturbed job makes meanwhile
     error                  of the wall time: predicted / measured - 1
@@ -47,10 +47,14 @@ class Told:
 
     step_s: float
     restart_s: float
+    keeps: bool  # other nodes hold the state: neither a loss nor a join leads back to a save
 
     def goodput(self, save_every: int, loss_s: float) -> float:
-        """The stall of a save is in `step_s`."""
-        return goodput(save_every * self.step_s, 0.0, loss_s, self.restart_s)
+        """A script that saves by itself goes back twice: at the loss and at the join. A save's stall is in `step_s`."""
+        interval_s = save_every * self.step_s
+        if self.keeps:
+            return goodput(interval_s, 0.0, loss_s, self.restart_s, noticed=1.0)
+        return goodput(interval_s, 0.0, loss_s / 2, self.restart_s / 2)
 
 
 def times_of_losses(seed: int, mean_s: float, seconds: float) -> list[float]:
@@ -92,7 +96,7 @@ class Run:
         """Nothing happens for a while; then nodes are lost one at a time."""
         for _ in range(self._options.nodes):
             self._job.start()
-        self._whole()
+        self.whole()
         began_s = time.monotonic()
         time.sleep(self._options.calm)
         calm = step_times(self.since(began_s))
@@ -100,10 +104,11 @@ class Run:
         began_s = time.monotonic()
         for _ in range(self._options.rehearsals):
             self.lose_one()
-            self._whole()
-        return Told(step_s, still_s(step_times(self.since(began_s)), step_s) / self._options.rehearsals)
+            self.whole()
+        restart_s = still_s(step_times(self.since(began_s)), step_s) / self._options.rehearsals
+        return Told(step_s, restart_s, self._job.launcher.kind == "api")
 
-    def _whole(self) -> None:
+    def whole(self) -> None:
         """All nodes train, and have done so for as long as it takes to save."""
         job = self._job
         job.last_group = job.until_world(self._options.nodes, LIMIT_S, job.last_group)

@@ -44,7 +44,8 @@ RESTART_S = 120.0
 @click.option(
     "--noticed",
     type=click.FloatRange(0, 1),
-    help="Share of losses with time to save.  [default: 0, or as --ledger says]",
+    help="Share of losses that lead back to no save: noticed in time, or with the state on other nodes."
+    "  [default: 0, or as --ledger says]",
 )
 @click.option(
     "--restart",
@@ -145,7 +146,7 @@ class Learned:
     """What an earlier job saw of losses."""
 
     per_hour: float  # losses and leavings of its whole group
-    noticed: float  # the share of them that came with a notice
+    noticed: float  # the share of them after which no step was made again, as after a notice in time
     restart_s: float | None  # the mean pause after one; None: there was none
 
 
@@ -158,7 +159,9 @@ def learned(directory: Path) -> Learned:
     if not history.length_s:
         raise UsageError(f"--ledger={directory} has no ledger ({FILES}): give the --log-dir of a job.")
     lost = [it for it in history.incidents if it.detail.get("cause") in ("lost", "drained")]
-    noticed = sum(it.detail["cause"] == "drained" for it in lost)
+    noticed = sum(
+        it.detail["cause"] == "drained" or (it.cost is not None and it.cost.steps_recomputed == 0) for it in lost
+    )
     pauses_s = [it.cost.paused_s for it in lost if it.cost is not None]
     return Learned(
         len(lost) / (history.length_s / 3600),

@@ -205,8 +205,8 @@ DDP = textwrap.dedent("""\
 
 
 def test_ddp_with_two_threads_gives_the_same_gradients(pair: tuple[Workers, Workers], tmp_path: Path) -> None:
-    # The script leaves by os._exit: torch keeps the threads of the last DDP's group until the exit of the process, where
-    # static destructors race with them. Rarely, and in a cold start too, that ends in std::terminate.
+    # The script leaves by os._exit: torch keeps the threads of the last DDP group until the process exits, where static
+    # destructors race with them. Rarely, and in a cold start too, that ends in std::terminate.
     (tmp_path / "script.py").write_text(DDP)
     cold, warm = pair
     fresh = run(cold, (str(tmp_path / "script.py"), str(tmp_path / "store_cold")), tmp_path / "cold", count=2)

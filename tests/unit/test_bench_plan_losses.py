@@ -29,7 +29,11 @@ def test_steps_of_several_ranks_count_once_and_those_made_again_twice() -> None:
     assert still_s(step_times(lines), 0.1) == pytest.approx(1.9)
 
 
-def test_a_job_that_is_never_interrupted_loses_nothing_and_one_that_is_loses_half_an_interval_and_the_restart() -> None:
-    told = Told(step_s=0.02, restart_s=1.0)
+@pytest.mark.parametrize(
+    ("keeps", "cost_s"),
+    [(False, 3.0), (True, 1.0)],  # the restart, and half an interval at the loss and at the join that follows
+)
+def test_what_a_loss_costs_depends_on_whether_others_have_the_state(keeps: bool, cost_s: float) -> None:
+    told = Told(step_s=0.02, restart_s=1.0, keeps=keeps)
     assert told.goodput(100, 1e9) == pytest.approx(1.0)
-    assert told.goodput(100, 100.0) == pytest.approx(1 - (1.0 + 1.0) / 100, abs=1e-3)
+    assert told.goodput(100, 100.0) == pytest.approx(1 - cost_s / 100, abs=1e-3)
