@@ -15,14 +15,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from spotrun.boxes import Box, spread
-from spotrun.segment import Header, Segment, encode_head, layout, needed_bytes
+from spotrun.segment import Header, Piece, Segment, encode_head, layout, needed_bytes
 
 logger = logging.getLogger("spotrun")
 
@@ -78,17 +78,41 @@ class Local:
     shape: tuple[int, ...]  # of the whole
     box: Box
 
-    def cut(self, box: Box) -> Local:
-        """Of it what lies in `box`."""
-        return Local(self.tensor[box.within(self.box)], self.shape, box)
-
     @staticmethod
     def of(tensor: torch.Tensor) -> Local:
-        if not isinstance(tensor, DTensor):
+        if not is_sharded(tensor):
             return Local(tensor.detach(), tuple(tensor.shape), Box.whole(tensor.shape))
         _, start = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
         local = tensor.to_local().detach()
         return Local(local, tuple(tensor.shape), Box(tuple(start), tuple(local.shape)))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How this worker's part of the state lies in a segment."""
+
+    key: tuple[Any, ...]  # of all that it depends on
+    pieces: dict[str, Piece]
+    cuts: dict[str, tuple[slice, ...]]  # of what this rank holds, where that is not all
+    head: bytes
+    data_bytes: int
+
+    def source(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What is copied to the piece of that name."""
+        held = (tensor.to_local() if is_sharded(tensor) else tensor).detach()
+        return held[self.cuts[name]] if name in self.cuts else held
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """What decides which box of it this rank holds; no mesh, which would keep the process groups of its round."""
+    if not is_sharded(tensor):
+        return ()
+    mesh = tensor.device_mesh
+    return tuple(mesh.shape), tuple(mesh.get_coordinate() or ()), tensor.placements
+
+
+def is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+    return isinstance(tensor, DTensor)
 
 
 class Memory:
@@ -99,6 +123,7 @@ class Memory:
         self.local_rank = local_rank
         self.costs_s: deque[float] = deque(maxlen=5)  # of the last snapshots
         self.written: dict[str, Header] = {}  # by path: what this very process has published
+        self._plan: Plan | None = None
         self._pairs: dict[str, list[Segment | None]] = {}
         self._background = Background()
         self._stream: Any = None
@@ -118,26 +143,22 @@ class Memory:
         """
         tensors: dict[str, torch.Tensor] = {}
         rest = split(state, "", tensors)
-        local = {name: Local.of(tensor) for name, tensor in tensors.items()}
-        if stamp.parts > 1 and not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-            mine = spread({name: (one.shape, one.tensor.nbytes) for name, one in local.items()}, stamp.parts)[
-                stamp.part
-            ]
-            local = {name: local[name].cut(box) for name, box in mine.items()}
-        pieces, data_bytes = layout({name: (one.tensor, one.shape, one.box) for name, one in local.items()})
-        head = encode_head(pieces, {"rank": stamp.rank, "world_size": stamp.world_size})
+        plan = self._plan_of(stamp, tensors)
         packed = pack({"state": rest, **extra})
         self._background.wait()
-        on_gpu = any(one.tensor.is_cuda for one in local.values())
-        segment = self.older("own", needed_bytes(len(head), len(packed), data_bytes), pin=on_gpu)
+        on_gpu = any(tensors[name].is_cuda for name in plan.pieces)
+        size_bytes = needed_bytes(len(plan.head), len(packed), plan.data_bytes)
+        segment = self.older("own", size_bytes, pin=on_gpu)
         self.written.pop(segment.path, None)
-        header = segment.begin(stamp.round, stamp.step, stamp.part, stamp.parts, head, packed, data_bytes)
+        header = segment.begin(stamp.round, stamp.step, stamp.part, stamp.parts, plan.head, packed, plan.data_bytes)
         if on_gpu:
             self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):  # None: nothing changes
-            for name, piece in pieces.items():
-                segment.view(header, piece).copy_(local[name].tensor, non_blocking=on_gpu)
+            views = segment.views(header, plan.pieces)
+            if views:
+                sources = [plan.source(name, tensors[name]) for name in plan.pieces]
+                torch._foreach_copy_(views, sources, non_blocking=on_gpu)
         copied = self._copied = self._stream.record_event() if on_gpu else None
 
         def finish() -> None:
@@ -148,6 +169,22 @@ class Memory:
                 then(segment, whole)
 
         self._background.do(finish)
+
+    def _plan_of(self, stamp: Stamp, tensors: Mapping[str, torch.Tensor]) -> Plan:
+        """That of the last snapshot where it fits: to make one takes as long as to copy a small model."""
+        kinds = ((name, tensor.shape, tensor.dtype, _place(tensor)) for name, tensor in tensors.items())
+        key = (stamp.part, stamp.parts, stamp.rank, stamp.world_size, *kinds)
+        if self._plan is None or self._plan.key != key:
+            local = {name: Local.of(tensor) for name, tensor in tensors.items()}
+            mine = {name: one.box for name, one in local.items()}
+            if stamp.parts > 1 and not any(map(is_sharded, tensors.values())):
+                sizes = {name: (one.shape, one.tensor.nbytes) for name, one in local.items()}
+                mine = spread(sizes, stamp.parts)[stamp.part]
+            pieces, data_bytes = layout({name: (local[name].tensor, local[name].shape, mine[name]) for name in mine})
+            cuts = {name: box.within(local[name].box) for name, box in mine.items() if box != local[name].box}
+            head = encode_head(pieces, {"rank": stamp.rank, "world_size": stamp.world_size})
+            self._plan = Plan(key, pieces, cuts, head, data_bytes)
+        return self._plan
 
     def settle(self) -> None:
         """Called before the state changes: on a GPU, what is computed from now on waits for the copy."""

@@ -133,6 +133,7 @@ class Segment:
             os.close(fd)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self.path = path
+        self._viewed: tuple[int, Mapping[str, Piece], list[torch.Tensor]] = 0, {}, []
         if pin:  # so that a GPU copies into it by itself
             cudart: Any = torch.cuda.cudart  # it has no types
             cudart().cudaHostRegister(self.bytes.data_ptr(), self.bytes.numel(), _HOST_REGISTER)
@@ -183,6 +184,14 @@ class Segment:
         if not piece.nbytes:
             return torch.empty(piece.box.size, dtype=piece.dtype)
         return self.bytes[start : start + piece.nbytes].view(piece.dtype).view(piece.box.size)
+
+    def views(self, header: Header, pieces: Mapping[str, Piece]) -> list[torch.Tensor]:
+        """`view` of each; the same ones again for the same `pieces`."""
+        at, those, found = self._viewed
+        if at != header.data_at or those is not pieces:
+            found = [self.view(header, piece) for piece in pieces.values()]
+            self._viewed = header.data_at, pieces, found
+        return found
 
     def is_sound(self, header: Header) -> bool:
         """Whether the checksum fits."""

@@ -128,6 +128,22 @@ def test_a_snapshot_larger_than_the_last_takes_more_memory() -> None:
     assert (step, len(got["w"])) == (1_000_000, 1_000_000)
 
 
+def test_a_state_that_changes_its_shape_lies_where_it_belongs() -> None:
+    shelf = PrivateShelf()
+    memories = [Memory(shelf, 0), Memory(shelf, 1)]
+    ones, long, half = torch.ones(2_000_000), torch.ones(400, 20_000), torch.ones(2_000_000, dtype=torch.float16)
+    states: list[dict[str, Any]] = [{"w": ones}, {"w": ones * 2}, {"w": long}, {"w": long, "v": ones}, {"w": half}, {}]
+    for step, one in enumerate(states, 1):
+        for part, memory in enumerate(memories):
+            memory.keep(stamp(step, part=part, parts=2), one, {"extra": {}, "rng": None, "final": False})
+        assert all(memory.wait(20) for memory in memories)
+        step_found, got = found(shelf) or (0, {})
+        assert step_found == step and got.keys() == one.keys()
+        assert all(torch.equal(got[name], one[name]) and got[name].dtype == one[name].dtype for name in one)
+    memories[0].keep(stamp(9), states[0], {"extra": {}, "rng": None, "final": False})  # alone on its node from now on
+    assert memories[0].wait(20) and torch.equal((found(shelf) or (0, {}))[1]["w"], ones)
+
+
 def test_the_newest_round_counts_before_the_newest_step() -> None:
     held = {0: [Holding(0, "a", 3, 90, 0, 1), Holding(0, "b", 4, 80, 0, 1)]}
     choice = choose(held)
