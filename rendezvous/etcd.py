@@ -200,15 +200,17 @@ class EtcdClient:
         reply = self._call(messages.RANGE, _range(prefix, True, keys_only=keys_only))
         return [_key_value(kv) for kv in reply.kvs], reply.header.revision
 
-    def predecessor(self, prefix: str, create_revision: int) -> KeyValue | None:
-        """Of the keys that begin with `prefix`, the last one created before `create_revision`, without its value."""
+    def predecessor(self, prefix: str, create_revision: int) -> tuple[KeyValue | None, int]:
+        """Of the keys that begin with `prefix`, the last one created before `create_revision`; and the revision of the
+        store: watch from that + 1.
+        """
         if create_revision <= 1:  # the first revision that etcd gives; a limit of 0 would mean none
-            return None
-        request = _range(prefix, True, keys_only=True)
+            return None, create_revision
+        request = _range(prefix, True)
         request.limit, request.sort_order, request.sort_target = 1, messages.SORT_DESCEND, messages.SORT_BY_CREATE
         request.max_create_revision = create_revision - 1
-        found = self._call(messages.RANGE, request).kvs
-        return _key_value(found[0]) if found else None
+        reply = self._call(messages.RANGE, request)
+        return next(map(_key_value, reply.kvs), None), reply.header.revision
 
     def put(self, key: str, value: bytes | str, lease: int = 0) -> int:
         """Write one key without a condition; the revision of the write."""

@@ -221,8 +221,7 @@ class Membership:
                 "agent_dead", "the agent before this one in line is gone", target=Keys.name(self._predecessor.key)
             )
         if not self._in_line:
-            before = self._find_predecessor()
-            self._stand_in_line(before, before.mod_revision if before else 0)
+            self._stand_in_line(*self.client.predecessor(self.keys.nodes, self._create_revision))
         self._write_pending()
         return self._coordinator.step(now_s) if self._coordinator is not None else None
 
@@ -287,7 +286,7 @@ class Membership:
         if result.succeeded:
             last, _, _, *rest = result.responses
             self._create_revision = result.revision
-            before = self._last_joined(last) or self._find_predecessor()
+            before = self._last_joined(last)
         else:
             job, there, outcome, kept_out = result.responses
             if job:  # first: of another version, the rest could not be read either
@@ -303,12 +302,12 @@ class Membership:
                 return self._name_taken(now_s, there[0] if there else None)
             self._create_revision = there[0].create_revision  # an earlier try had been carried out
             result = self.client.txn([], self._all_that_concerns())
-            rest = list(result.responses)
-            before = self._find_predecessor()
+            rest, before = list(result.responses), None
         self._name_taken_until_s, self._written = None, (self._node, None)
         self._become(joined=True)
         self._look(rest, result.revision)
-        self._stand_in_line(before, result.revision)
+        if before is not None:
+            self._stand_in_line(before, result.revision)
         return None
 
     def _sweep(self) -> bool:
@@ -400,13 +399,6 @@ class Membership:
             for last in found:
                 return dataclasses.replace(last, key=self.keys.node(decode(Node, last.value).node_id))
         return None
-
-    def _find_predecessor(self) -> KeyValue | None:
-        while True:
-            before = self.client.predecessor(self.keys.nodes, self._create_revision)
-            there = self.client.get(before.key) if before is not None else None
-            if there is not None or before is None:
-                return there  # else it went meanwhile
 
     def _stand_in_line(self, before: KeyValue | None, revision: int) -> None:
         """Watch the node before this one, or coordinate where there is none."""

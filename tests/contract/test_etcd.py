@@ -58,7 +58,8 @@ def test_the_predecessor_is_the_last_key_created_before(etcd_client: EtcdClient,
     etcd_client.put(root + "z", "changed later, created first")
 
     def before(revision: int) -> str | None:
-        found = etcd_client.predecessor(root, revision)
+        found, read_at = etcd_client.predecessor(root, revision)
+        assert read_at >= min(revision, revisions[-1])
         return None if found is None else found.key[len(root) :]
 
     assert [before(revision) for revision in revisions] == [None, "z", "m"]

@@ -1,20 +1,23 @@
-"""When a node joins: not before its agent says so, whatever else it has to tell."""
+"""When a node joins: not before its agent says so, whatever else it has to tell. And how it then stands in line."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
+import urllib.request
 from typing import Any
 
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from spotrun.rendezvous.creation import create_handler
 from spotrun.rendezvous.embedded import EmbeddedEtcd
-from spotrun.rendezvous.state import Vitals
-from tests.etcd_servers import etcd, shared_etcd
+from spotrun.rendezvous.handler import EtcdRendezvousHandler
+from spotrun.rendezvous.state import Drain, Vitals, encode
+from tests.etcd_servers import admin, etcd, kill, private_etcd, shared_etcd
 from tests.waiting import until
 
-__all__ = ["etcd", "shared_etcd"]
+__all__ = ["etcd", "private_etcd", "shared_etcd"]
 
 
 class Mark:
@@ -34,12 +37,25 @@ class Mark:
         raise error
 
 
+def handler_of(etcd: EmbeddedEtcd, node_id: str) -> EtcdRendezvousHandler:
+    return create_handler(
+        RendezvousParameters(
+            "etcd-v3", etcd.endpoint, "joining", 1, 2, local_addr="127.0.0.1", node_id=node_id, lease_ttl="5"
+        )
+    )
+
+
+def requests_to(etcd: EmbeddedEtcd, method: str) -> int:
+    """How many messages of that stream the server has received since it started."""
+    with urllib.request.urlopen(f"http://{etcd.endpoint}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    found = re.search(rf'^grpc_server_msg_received_total{{grpc_method="{method}".*}} (\d+)', text, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
 def test_a_node_that_tells_how_its_machine_is_has_not_joined_by_that(etcd: EmbeddedEtcd) -> None:
     """Running nodes would stop and wait until it has imported what its workers need."""
-    parameters = RendezvousParameters(
-        "etcd-v3", etcd.endpoint, "joining", 1, 2, local_addr="127.0.0.1", node_id="new", lease_ttl="5"
-    )
-    with contextlib.closing(create_handler(parameters)) as handler:
+    with contextlib.closing(handler_of(etcd, "new")) as handler:
         member = handler.membership
         member.vitals(Vitals("new", 0.1, 0.1, 1 << 30, 1 << 29))
         mark = Mark()
@@ -49,3 +65,22 @@ def test_a_node_that_tells_how_its_machine_is_has_not_joined_by_that(etcd: Embed
         handler.start()
         until("it has joined", lambda: member.standing().joined)
         until("its word is there", lambda: handler.client.get(member.keys.vitals_of("new")) is not None)
+
+
+def test_a_node_whose_predecessor_joined_before_a_compaction_watches_it_and_is_quiet(
+    private_etcd: EmbeddedEtcd,
+) -> None:
+    first, second = (handler_of(private_etcd, name) for name in ("first", "second"))
+    with contextlib.closing(first), contextlib.closing(second):
+        for handler in (first, second):
+            handler.start()
+            until("it has joined", lambda handler=handler: handler.membership.standing().joined)  # type: ignore[misc]
+        until("a round", lambda: second.membership.standing().round)
+        admin(private_etcd, "kv/compaction", revision=second.client.put("/elsewhere", "something"))
+        kill(private_etcd)  # so that all watches are begun anew
+        private_etcd.start()
+        second.client.put(second.membership.keys.drain("first"), encode(Drain("first", 60.0, "somebody")))
+        until("it hears again", lambda: "first" in second.membership.standing().drains)
+        watching, renewing = (requests_to(private_etcd, method) for method in ("Watch", "LeaseKeepAlive"))
+        until("four renewals", lambda: requests_to(private_etcd, "LeaseKeepAlive") >= renewing + 4)
+        assert requests_to(private_etcd, "Watch") < watching + 40  # its own, a few probes; or some 70 a second
