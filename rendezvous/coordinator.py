@@ -78,11 +78,11 @@ class Coordinator:
         self._why = ""
         self._said_s = 0.0
         self._watches: list[Watch] = []
-        self._generation = 0
+        self._generation = object()  # of its watches: unlike any other, also of a coordinator before it in this process
         self._stale = True
 
     def close(self) -> None:
-        self._generation += 1
+        self._generation = object()
         for watch in self._watches:
             watch.cancel()
         self._watches = []
@@ -93,7 +93,7 @@ class Coordinator:
 
     def handle(self, event: Any) -> None:
         what, generation, detail = event
-        if generation != self._generation:
+        if generation is not self._generation:
             return  # of a watch that has been given up
         if what == "watch":
             self._on_watch(detail)

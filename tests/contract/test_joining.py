@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import re
 import threading
+import time
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
+from spotrun.rendezvous.coordinator import Coordinator
 from spotrun.rendezvous.creation import create_handler
 from spotrun.rendezvous.embedded import EmbeddedEtcd
 from spotrun.rendezvous.handler import EtcdRendezvousHandler
-from spotrun.rendezvous.state import Drain, Vitals, encode
-from tests.etcd_servers import admin, etcd, kill, private_etcd, shared_etcd
+from spotrun.rendezvous.keys import Keys
+from spotrun.rendezvous.liveness import Liveness
+from spotrun.rendezvous.settings import Settings
+from spotrun.rendezvous.state import Drain, Job, Member, Node, Round, Vitals, decode, encode
+from tests.etcd_servers import admin, client_of, etcd, kill, private_etcd, shared_etcd
 from tests.waiting import until
 
 __all__ = ["etcd", "private_etcd", "shared_etcd"]
@@ -65,6 +72,32 @@ def test_a_node_that_tells_how_its_machine_is_has_not_joined_by_that(etcd: Embed
         handler.start()
         until("it has joined", lambda: member.standing().joined)
         until("its word is there", lambda: handler.client.get(member.keys.vitals_of("new")) is not None)
+
+
+def test_a_coordinator_takes_no_word_that_was_meant_for_the_one_before_it(etcd: EmbeddedEtcd) -> None:
+    """A node that begins its watches anew has another one, while old events are still on their way."""
+    keys, liveness, heard = Keys("words"), Liveness(), queue.SimpleQueue[Any]()
+    with contextlib.closing(client_of(etcd)) as client, contextlib.closing(liveness):
+
+        def coordinator(post: Callable[[Any], None]) -> Coordinator:
+            return Coordinator(client, keys, Job(1, 2, 0), Settings(), "me", "1f", made, liveness, post)
+
+        made = client.put(keys.node("me"), encode(Node("me", "1f", "127.0.0.1", 1, 8, 1)))
+        first = Round(1, (Member("me", "1f", 1),), "127.0.0.1", 9, "start", "1 node here", 0, "1f")
+        client.put(keys.round, encode(first))
+        before = coordinator(heard.put)
+        assert before.step(time.monotonic()) is None
+        client.put(keys.node("other"), encode(Node("other", "2f", "127.0.0.1", 1, 2, 1)))
+        event = heard.get(timeout=30)
+        before.close()
+        client.delete(keys.node("other"))
+        after = coordinator(lambda event: None)
+        assert after.step(time.monotonic()) is None
+        after.handle(event)
+        assert after.step(time.monotonic()) is None
+        after.close()
+        found = client.get(keys.round)
+        assert found is not None and decode(Round, found.value) == first  # none with a node that is gone
 
 
 def test_a_node_whose_predecessor_joined_before_a_compaction_watches_it_and_is_quiet(
