@@ -7,7 +7,6 @@ once to the whole job, by the coordinator.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import selectors
@@ -31,7 +30,7 @@ from spotrun.launcher.decide import Action, Situation, decide
 from spotrun.launcher.drain_news import DrainNews
 from spotrun.launcher.environment import Place, worker_environment
 from spotrun.launcher.failures import WorkerRefused, process_failures, record, tell
-from spotrun.launcher.hangs import HangWatch
+from spotrun.launcher.hangs import HangWatch, tell_hung
 from spotrun.launcher.incident import Incidents, told
 from spotrun.launcher.interfaces import gloo_environment
 from spotrun.launcher.leaving import Drained, Leaving, unsaved
@@ -46,7 +45,6 @@ from spotrun.launcher.standby import Standby, find, lend
 from spotrun.launcher.wakeup import Wakeup
 from spotrun.launcher.workers import Workers
 from spotrun.rendezvous.handler import EtcdRendezvousHandler
-from spotrun.rendezvous.hangs import where
 from spotrun.rendezvous.state import Drain, Progress, Report, Round, Stall
 from spotrun.wording import plural
 
@@ -111,7 +109,7 @@ class SpotAgent(LocalElasticAgent):
         )
         self._told_stalls: tuple[Stall, ...] = ()
         self._tell_at_s: float | None = None
-        self._released_for = 0
+        self._released_for = self._planned_for = 0
         self._drain_news = DrainNews(self._link, handler.min_nodes)
         self._overdue_s: float | None = None
         self._round: Round | None = None
@@ -174,10 +172,11 @@ class SpotAgent(LocalElasticAgent):
             cooperative=cooperative,
             in_place=all(worker.in_place for worker in spoken),
             released_for=self._released_for,
+            on_their_way=self._on_their_way(),
             ready=ready,
             agreed=all(worker.agreed for worker in spoken),
             overdue=self._overdue_s is not None and time.monotonic() >= self._overdue_s,
-            hung=bool(self._hangs.stalls) and self._restarts_for_hangs(),
+            hung=bool(self._hangs.stalls) and (self._on_their_way() or self._restarts_for_hangs()),
         )
 
     def _time_left_s(self) -> float | None:
@@ -293,17 +292,19 @@ class SpotAgent(LocalElasticAgent):
         """The workers' round is over: they leave it at the agreed step, or right now if a member of it is gone."""
         current = self._membership.standing().round
         assert current is not None
-        # Workers that still wait for a member that will not come cannot agree on a step.
+        # Workers that still wait for a member that will not come cannot agree on a step; nor can those that hang.
         planned = current.kind in Round.PLANNED and all(worker.entered for worker in self._link.spoken())
+        self._planned_for = current.number if planned and self._released_for != current.number else 0
         now_s = time.monotonic()
-        until_s = now_s + (BOUNDARY_S if planned else RELEASE_S)
+        until_s = now_s + (BOUNDARY_S if self._planned_for else RELEASE_S)
         if self._overdue_s is not None:  # they were told before, and a newer round gives them no more time
             until_s = min(until_s, self._overdue_s)
         self._released_for = current.number
         if self._leaving.wanted:
             until_s = min(until_s, now_s + self._leaving.time_for_workers_s(now_s, self._drain()))
         self._overdue_s = until_s
-        self._link.tell({"op": "release", "planned": planned})
+        self._link.tell({"op": "release", "planned": bool(self._planned_for)})
+        self._look_for_hangs()  # from now on by a shorter limit
 
     def _admit(self) -> None:
         """Give each worker its place in the new round; it goes on in the same process."""
@@ -412,20 +413,17 @@ class SpotAgent(LocalElasticAgent):
     def _look_for_hangs(self) -> None:
         if self._round is None:
             return
-        first_rank = self._worker_group.workers[0].global_rank
-        self._hangs.look(self._round, first_rank, self._handler.address, time.monotonic())
+        first_rank, leaving = self._worker_group.workers[0].global_rank, self._on_their_way()
+        self._hangs.look(self._round, first_rank, self._handler.address, time.monotonic(), leaving=leaving)
         stalls = self._hangs.stalls
         if stalls and stalls != self._told_stalls:
-            what = "the workers are started anew" if self._restarts_for_hangs() else "no restart is left for that"
             self._incidents.sign("hung", time.monotonic())
-            events.emit(
-                "hung",
-                f"hung: {where(stalls)}; the stacks are in the workers' logs, and {what}",
-                level=logging.WARNING,
-                round=self._round.number,
-                stalls=[dataclasses.asdict(stall) for stall in stalls],
-            )
+            tell_hung(stalls, self._round.number, leaving=leaving, restarts=self._restarts_for_hangs())
         self._told_stalls = stalls
+
+    def _on_their_way(self) -> bool:
+        """Whether the workers may go on to the agreed step before they leave their round."""
+        return self._round is not None and self._planned_for > self._round.number
 
     def _restarts_for_hangs(self) -> bool:
         """A default that nobody asked for never ends a job: without restarts left it only tells."""

@@ -40,6 +40,7 @@ class Situation:
     cooperative: bool = False  # all workers use the training API: they stop by themselves, at the agreed step
     in_place: bool = False  # and they can enter the next round without a new process
     released_for: int = 0  # the round for which they were asked to leave theirs
+    on_their_way: bool = False  # they may go on to the agreed step first
     ready: bool = False  # all have left it
     agreed: bool = False  # and did so at the agreed step, not because a collective failed
     overdue: bool = False  # they had their time
@@ -66,8 +67,8 @@ def decide(now: Situation) -> Action:
     if standing.round.number > now.started_round or standing.incarnation != now.started_as:
         if now.workers != "running" or not now.cooperative or now.overdue:
             return Action.ABORT if alive else Action.START
-        if now.released_for != standing.round.number:
-            return Action.RELEASE
+        if now.released_for != standing.round.number or (now.on_their_way and now.hung):
+            return Action.RELEASE  # again: whoever they wait for has died on the way
         if not now.ready:
             return Action.WAIT
         return Action.ADMIT if now.in_place and standing.incarnation == now.started_as else Action.ABORT

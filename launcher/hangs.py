@@ -17,16 +17,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from spotrun import events
 from spotrun.errors import EtcdError
 from spotrun.launcher.link import Connection, Link
 from spotrun.launcher.progress import Steps
 from spotrun.link import STACKS_SIGNAL
+from spotrun.rendezvous.hangs import where
 from spotrun.rendezvous.state import Progress, Round, Stall
 
 LEAST_S, STEPS = 60.0, 20.0  # without --hang-timeout: so many steps, and not less than so long
+LEAST_ON_THE_WAY_S = 5.0  # ... nor than this for workers that leave: the agreed step is two steps away
 ANSWER_S = 1.0  # a worker that can say where it stands says it within this time
 AGAIN_S = 5.0  # after this the others are asked again, where a rank was busy or etcd away
 
@@ -39,13 +41,21 @@ class Told:
     at_s: float
 
 
-def hung_at_s(workers: Sequence[Told | None], round_number: int, limit_s: float | None) -> float:
-    """When the workers of a node count as hung, if they tell no step before; infinite: not as things stand."""
+def hung_at_s(
+    workers: Sequence[Told | None], round_number: int, limit_s: float | None, *, leaving: bool = False
+) -> float:
+    """When the workers of a node count as hung, if they tell no step before; infinite: not as things stand.
+
+    `leaving`: a newer round waits for them, so that little is lost by starting them anew.
+    """
     told = [worker for worker in workers if worker is not None and worker.steps.round == round_number]
     if not told or len(told) < len(workers) or any(worker.steps.busy for worker in told):
         return math.inf
+    usual_s = max(LEAST_ON_THE_WAY_S if leaving else LEAST_S, STEPS * max(worker.steps.step_s for worker in told))
     if limit_s is None:
-        limit_s = max(LEAST_S, STEPS * max(worker.steps.step_s for worker in told))
+        limit_s = usual_s
+    elif leaving and limit_s < math.inf:
+        limit_s = min(limit_s, usual_s)
     return min(worker.at_s for worker in told) + limit_s
 
 
@@ -86,7 +96,7 @@ class HangWatch:
         self._suspicion = None
         self._unwatched_s = now_s + self._limit_s if self._limit_s is not None else math.inf
 
-    def look(self, current: Round, first_rank: int, address: str, now_s: float) -> None:
+    def look(self, current: Round, first_rank: int, address: str, now_s: float, *, leaving: bool) -> None:
         workers = self._link.spoken()
         if workers:
             self._unwatched_s = math.inf
@@ -97,7 +107,7 @@ class HangWatch:
         self._hung_s = math.inf
         if workers and len(workers) == len(self._pids()) and not any(worker.ready for worker in workers):
             told = [Told(worker.progress, worker.told_s) if worker.progress else None for worker in workers]
-            self._hung_s = hung_at_s(told, current.number, self._limit_s)
+            self._hung_s = hung_at_s(told, current.number, self._limit_s, leaving=leaving)
         if now_s < self._hung_s:
             self._suspicion = None
             return
@@ -141,6 +151,18 @@ class HangWatch:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pids[worker.local_rank], STACKS_SIGNAL)
         self._link.tell({"op": "where"})
+
+
+def tell_hung(stalls: Sequence[Stall], round_number: int, *, leaving: bool, restarts: bool) -> None:
+    what = "the workers are started anew" if restarts else "no restart is left for that"
+    events.emit(
+        "hung",
+        f"hung: {where(stalls)}; the stacks are in the workers' logs, and "
+        + ("as their round is over, they leave it at once" if leaving else what),
+        level=logging.WARNING,
+        round=round_number,
+        stalls=[asdict(stall) for stall in stalls],
+    )
 
 
 @dataclass(slots=True)

@@ -28,6 +28,8 @@ COOPERATIVE = dataclasses.replace(RUNNING, cooperative=True, in_place=True)
 DRAINS = {"a": Drain("a", 30.0, "spotrun drain")}
 OUTCOME = Outcome("succeeded", "", "a")
 
+ON_THEIR_WAY = dataclasses.replace(COOPERATIVE, standing=standing(a_round(2, ME)), released_for=2, on_their_way=True)
+
 
 @pytest.mark.parametrize(
     ("now", "action"),
@@ -48,6 +50,9 @@ OUTCOME = Outcome("succeeded", "", "a")
         (dataclasses.replace(RUNNING, workers="succeeded", reported=True), Action.WAIT),
         (dataclasses.replace(COOPERATIVE, standing=standing(a_round(2, ME))), Action.RELEASE),
         (dataclasses.replace(COOPERATIVE, standing=standing(a_round(2, ME)), released_for=2), Action.WAIT),
+        (ON_THEIR_WAY, Action.WAIT),
+        (dataclasses.replace(ON_THEIR_WAY, hung=True), Action.RELEASE),  # without the agreed step
+        (dataclasses.replace(ON_THEIR_WAY, hung=True, on_their_way=False), Action.WAIT),
         (dataclasses.replace(COOPERATIVE, standing=standing(a_round(2, ME)), released_for=2, ready=True), Action.ADMIT),
         (
             dataclasses.replace(COOPERATIVE, standing=standing(a_round(2, ME)), released_for=2, overdue=True),

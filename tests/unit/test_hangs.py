@@ -10,7 +10,7 @@ from types import FrameType
 
 import pytest
 
-from spotrun.launcher.hangs import LEAST_S, Told, hung_at_s
+from spotrun.launcher.hangs import LEAST_ON_THE_WAY_S, LEAST_S, Told, hung_at_s
 from spotrun.launcher.progress import Steps
 from spotrun.rendezvous.hangs import behind, explain
 from spotrun.rendezvous.state import Stall
@@ -37,6 +37,16 @@ SLOW = dataclasses.replace(FAST, step_s=6.0)
 )  # fmt: skip
 def test_workers_hang_from_then_on(workers: list[Told | None], limit_s: float | None, at_s: float) -> None:
     assert hung_at_s(workers, 3, limit_s) == at_s
+
+
+@pytest.mark.parametrize(
+    ("worker", "limit_s", "at_s"),
+    [(FAST, None, 110.0), (SLOW, None, 220.0), (FAST, 3.0, 103.0), (FAST, 90.0, 110.0), (FAST, math.inf, math.inf)],
+)
+def test_workers_on_their_way_out_hang_sooner(worker: Steps, limit_s: float | None, at_s: float) -> None:
+    assert hung_at_s([Told(worker, 100.0)], 3, limit_s, leaving=True) == at_s
+    instant = dataclasses.replace(worker, step_s=0.01)
+    assert hung_at_s([Told(instant, 100.0)], 3, None, leaving=True) == 100.0 + LEAST_ON_THE_WAY_S
 
 
 def stall(rank: int, step: int = 7, place: str = "train.py:3 in train", *, waits: bool = True) -> Stall:
