@@ -11,7 +11,6 @@ import pytest
 
 from tests.jobs import RealJob
 from tests.process import test_api
-from tests.waiting import until
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "hanging.py"
 
@@ -40,7 +39,6 @@ def test_workers_do_not_wait_for_one_that_stands_still_on_its_way_out(
     job, notice = make_job(nnodes="1:2"), tmp_path / "notice"
     script = (str(test_api.SCRIPT), str(job.out), str(test_api.MOST), "0.05", kind, str(job.dir / "ckpt"))
     stays = job.start("a", script=script)
-    until("a is in", lambda: stays.events("workers_started"), detail=job.tell)
     leaves = job.start("b", script=script, flags=(f"--notice=file:{notice}",))
     job.until_steps(10, world=2)
     (worker,) = leaves.events("workers_started")[-1]["pids"]
