@@ -67,8 +67,9 @@ def decide(now: Situation) -> Action:
     if standing.round.number > now.started_round or standing.incarnation != now.started_as:
         if now.workers != "running" or not now.cooperative or now.overdue:
             return Action.ABORT if alive else Action.START
-        if now.released_for != standing.round.number or (now.on_their_way and now.hung):
-            return Action.RELEASE  # again: whoever they wait for has died on the way
+        in_vain = now.on_their_way and now.hung  # whoever they wait for has died on the way
+        if now.released_for != standing.round.number or in_vain:
+            return Action.RELEASE
         if not now.ready:
             return Action.WAIT
         return Action.ADMIT if now.in_place and standing.incarnation == now.started_as else Action.ABORT

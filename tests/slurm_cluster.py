@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.debian import bring
 from tests.waiting import until
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
@@ -63,15 +64,7 @@ def install() -> None:
     """Skips the test where there can be no Slurm."""
     if os.geteuid() != 0:
         pytest.skip("a Slurm of one's own needs root")
-    if missing := [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]:
-        if shutil.which("apt-get") is None:
-            pytest.skip(f"{', '.join(missing)} not found, and there is no apt-get to bring them")
-        # Without starting daemons: those of the test have their own directory and ports.
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-        command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", "slurm-wlm", "munge"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"apt-get could not install Slurm: {done.stderr[-300:]}")
+    bring(PROGRAMS, ("slurm-wlm", "munge"), PATH)
 
 
 @dataclass

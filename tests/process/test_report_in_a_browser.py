@@ -13,9 +13,10 @@ import pytest
 
 from spotrun.report.history import of
 from spotrun.report.page import Prices, page
+from tests.debian import bring
 from tests.unit.test_report import LEDGER
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+PROGRAMS = ("chromium", "chromedriver")
 SHAPES = "return [...document.querySelectorAll('svg')].map(it => [it.clientWidth, it.childElementCount])"
 
 
@@ -23,20 +24,22 @@ SHAPES = "return [...document.querySelectorAll('svg')].map(it => [it.clientWidth
 def browser(tmp_path: Path) -> Iterator[Any]:
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
+    bring(PROGRAMS, ("chromium", "chromium-driver"))
+    chromium, driver_program = map(shutil.which, PROGRAMS)
+    options.binary_location = str(chromium)
     for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
         options.add_argument(word)
     options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     # chromium makes a socket there, and ends where its path is too long for one.
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as short:
-        service = webdriver.ChromeService(str(DRIVER), env={**os.environ, "TMPDIR": short})
+        service = webdriver.ChromeService(str(driver_program), env={**os.environ, "TMPDIR": short})
         driver = webdriver.Chrome(options=options, service=service)
         yield driver
         driver.quit()
 
 
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no browser here: apt-get install chromium chromium-driver")
+@pytest.mark.timeout(600)  # with the installation of the browser
 def test_the_page_fits_every_screen_in_the_colours_that_the_reader_wants(browser: Any, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     report.write_text(page("llm", of(LEDGER), Prices(3.6, 12.0)), encoding="utf-8")
